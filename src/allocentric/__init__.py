@@ -1,0 +1,1 @@
+"""Allocentric: what a camera saw, turned into knowledge of the place."""

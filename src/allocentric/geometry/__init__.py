@@ -1,0 +1,1 @@
+"""Pure geometry in float32 or better: no networks, no files."""
