@@ -34,3 +34,38 @@ class AnnotatedScene:
     camera_to_world: Float[np.ndarray, "t 4 4"] | None = None
     floor: tuple[Float[np.ndarray, "v 2"], ...] = field(default=())
     room_area: float | None = None
+
+
+def scene_to_dict(scene: AnnotatedScene) -> dict:
+    """The scene as plain JSON types (the schema of `scene.json`); `scene_from_dict` is its inverse."""
+    return {
+        "name": scene.name,
+        "objects": [
+            {"id": o.id, "label": o.label, "center": list(o.box.center), "size": list(o.box.size), "yaw": o.box.yaw}
+            for o in scene.objects
+        ],
+        "visibility": None if scene.visibility is None else np.round(scene.visibility, 6).tolist(),
+        "camera_to_world": None if scene.camera_to_world is None else np.asarray(scene.camera_to_world).tolist(),
+        "floor": [np.asarray(polygon).tolist() for polygon in scene.floor],
+        "room_area": scene.room_area,
+    }
+
+
+def scene_from_dict(data: dict) -> AnnotatedScene:
+    """Read what `scene_to_dict` wrote; a missing or malformed field raises ValueError."""
+    try:
+        objects = tuple(
+            SceneObject(o["id"], o["label"], Box3D(tuple(o["center"]), tuple(o["size"]), o["yaw"], o["label"]))
+            for o in data["objects"]
+        )
+        visibility, poses = data["visibility"], data["camera_to_world"]
+        return AnnotatedScene(
+            name=data["name"],
+            objects=objects,
+            visibility=None if visibility is None else np.array(visibility, dtype=np.float64).reshape(len(visibility), len(objects)),
+            camera_to_world=None if poses is None else np.array(poses, dtype=np.float64),
+            floor=tuple(np.array(polygon, dtype=np.float64) for polygon in data["floor"]),
+            room_area=data["room_area"],
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"scene: found no valid field {error}, expected the schema of scene.json") from error

@@ -1,5 +1,6 @@
 """3D boxes: `Box3D` and the functions on them."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,3 +19,57 @@ class Box3D:
     yaw: float = 0.0
     label: str = ""
     score: float | None = None
+
+
+def boxes_to_array(boxes: Iterable[Box3D]) -> Float[np.ndarray, "n 7"]:
+    """Boxes as rows of (x, y, z, dx, dy, dz, yaw), metres and radians."""
+    return np.array([(*b.center, *b.size, b.yaw) for b in boxes], dtype=np.float64).reshape(-1, 7)
+
+
+def footprint_corners(boxes: Float[np.ndarray, "*batch 7"]) -> Float[np.ndarray, "*batch 4 2"]:
+    """Corners of each box seen from above, counter-clockwise, metres."""
+    signs = np.array([[1, 1], [-1, 1], [-1, -1], [1, -1]]) / 2
+    across, along = np.moveaxis(signs * boxes[..., None, 3:5], -1, 0)
+    cos, sin = np.cos(boxes[..., 6, None]), np.sin(boxes[..., 6, None])
+    offsets = np.stack([cos * across - sin * along, sin * across + cos * along], axis=-1)
+    return boxes[..., None, 0:2] + offsets
+
+
+def box_distance(a: Float[np.ndarray, "*#batch 7"], b: Float[np.ndarray, "*#batch 7"]) -> Float[np.ndarray, "..."]:
+    """Exact distance in metres between the closest points of two upright boxes; 0 when they touch or overlap.
+
+    An upright box is a footprint times a height interval, so the squared distance is the sum of the two parts. Two disjoint
+    rectangles are closest at a corner of one of them.
+    """
+    vertical = np.maximum(np.abs(a[..., 2] - b[..., 2]) - (a[..., 5] + b[..., 5]) / 2, 0.0)
+    corner_to_box = np.minimum(_corner_to_footprint(a, b), _corner_to_footprint(b, a))
+    horizontal = np.where(_footprints_overlap(a, b), 0.0, corner_to_box)
+    return np.hypot(horizontal, vertical)
+
+
+def _corner_to_footprint(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Least distance from a corner of `a` to the footprint of `b`; 0 when a corner lies inside."""
+    outside = np.maximum(np.abs(into_footprint_frame(footprint_corners(a), b[..., None, :])) - b[..., None, 3:5] / 2, 0.0)
+    return np.hypot(outside[..., 0], outside[..., 1]).min(-1)
+
+
+def into_footprint_frame(points: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Points (..., 2) seen from above, in the frame of boxes (..., 7): origin at the centre, axes along the sides."""
+    offset = points - boxes[..., 0:2]
+    cos, sin = np.cos(boxes[..., 6]), np.sin(boxes[..., 6])
+    return np.stack([cos * offset[..., 0] + sin * offset[..., 1], cos * offset[..., 1] - sin * offset[..., 0]], axis=-1)
+
+
+def _footprints_overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Whether two rectangles share a point: no side direction of either separates them."""
+    offset = b[..., 0:2] - a[..., 0:2]
+    cos, sin = np.abs(np.cos(a[..., 6] - b[..., 6])), np.abs(np.sin(a[..., 6] - b[..., 6]))
+    overlap = True
+    for one, other in ((a, b), (b, a)):
+        c, s = np.cos(one[..., 6]), np.sin(one[..., 6])
+        along = np.abs(c * offset[..., 0] + s * offset[..., 1])
+        across = np.abs(c * offset[..., 1] - s * offset[..., 0])
+        reach_along = (one[..., 3] + cos * other[..., 3] + sin * other[..., 4]) / 2
+        reach_across = (one[..., 4] + sin * other[..., 3] + cos * other[..., 4]) / 2
+        overlap = overlap & (along <= reach_along) & (across <= reach_across)
+    return overlap

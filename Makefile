@@ -1,0 +1,30 @@
+# make demo, make test: each works from a fresh clone with Python 3.11+ and a package index, and installs only once.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test test-all lint bench clean
+
+demo: .venv/installed
+	$(BIN)/allo demo
+
+test: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/pytest
+
+test-all: .venv/installed
+	$(BIN)/pytest -m "slow or not slow"
+
+lint: .venv/installed
+	$(BIN)/ruff check --fix .
+
+bench: .venv/installed
+	for file in benchmarks/[a-z]*.py; do $(BIN)/python $$file || exit 1; done
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("allocentric needs Python 3.11 or newer, found %s; try make PYTHON=python3.11" % sys.version.split()[0])'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv out demo

@@ -1,0 +1,112 @@
+"""`load` a model, `watch` a place, `ask`."""
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from allocentric.models.processor import SpatialMLLMProcessor
+from allocentric.models.scene import Scene, SceneCache
+from allocentric.models.spatial_mllm import SpatialMLLMForConditionalGeneration, load_spatial_mllm
+from allocentric.readers import Source
+from allocentric.sampling import CANDIDATES, sample
+from allocentric.views import Views
+
+HEADS_FILE = "vggt_heads.safetensors"
+
+
+class Model:
+    """A system ready for use: the network, its processor, and the scenes it has watched last.
+
+    name      what was loaded, for messages.
+    network   the transformers model; everything transformers can do with one can be done with it.
+    """
+
+    def __init__(
+        self,
+        network: SpatialMLLMForConditionalGeneration,
+        processor: SpatialMLLMProcessor,
+        name: str = "",
+        geometry: nn.Module | None = None,
+        scene_memory: int = 2 * 2**30,
+    ):
+        self.network, self.processor, self.name, self.geometry = network.eval(), processor, name, geometry
+        self._scenes = SceneCache(scene_memory)
+
+    def watch(
+        self,
+        source: Source | Views,
+        frames: int = 16,
+        sampling: Literal["uniform", "space_aware"] = "uniform",
+        candidates: int = CANDIDATES,
+    ) -> Scene:
+        """Encode a place once; the result answers any number of questions.
+
+        source     a video file, a folder or list of images, a posed RGB-D folder, or `Views` (used as they are).
+        frames     how many frames the model gets.
+        sampling   "uniform", or "space_aware": those that together show the most of the place, chosen among `candidates`.
+        """
+        if not isinstance(source, Views):
+            _, source = sample(source, frames, sampling, candidates=candidates, model=self.geometry, width=self.geometry_width)
+        return self._scenes.watch(self.network, self.processor, source)
+
+    @property
+    def geometry_width(self) -> int:
+        """Image width, pixels, at which VGGT looks at candidate frames: the size it was trained at."""
+        config = self.network.config.spatial_config
+        return config.img_size if config is not None else 518
+
+
+def load(
+    path: str | Path | None = None,
+    processor: str | Path | None = None,
+    geometry: str | Path | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | str = "auto",
+) -> Model:
+    """Load a model: nano, which comes with the package, or weights from a folder or a Hugging Face hub id.
+
+    path        None for nano; else a released Spatial-MLLM (v1.0, v1.1) or one saved by this library.
+    processor   where tokenizer and image processor lie if not with the weights (released v1.1 folders lack some of them;
+                Qwen/Qwen2.5-VL-3B-Instruct has them all).
+    geometry    VGGT weights with heads, for space-aware sampling of plain video (facebook/VGGT-1B). nano brings its own.
+    device      default: the first GPU if there is one.
+    dtype       default: as stored; nano runs in float32 on a CPU.
+    """
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if path is None:
+        return _load_nano(device, dtype)
+    network = load_spatial_mllm(path, dtype=dtype).to(device)
+    heads = Path(path) / HEADS_FILE
+    vggt = None
+    if geometry is not None:
+        from allocentric.encoders.vggt import load_vggt
+
+        vggt = load_vggt(geometry, heads=("camera", "depth", "point")).to(device).eval()
+    elif heads.is_file():
+        vggt = _with_heads(network, heads)
+    return Model(network, SpatialMLLMProcessor.from_pretrained(processor or path), str(path), vggt)
+
+
+def _load_nano(device: torch.device, dtype: torch.dtype | str) -> Model:
+    folder = Path(str(files("allocentric") / "nano"))
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder}: found no weights of nano, expected them inside the package; reinstall allocentric")
+    network = load_spatial_mllm(folder, dtype=torch.float32 if dtype == "auto" else dtype).to(device)
+    return Model(network, SpatialMLLMProcessor.from_pretrained(folder), "nano", _with_heads(network, folder / HEADS_FILE))
+
+
+def _with_heads(network: SpatialMLLMForConditionalGeneration, heads: Path) -> nn.Module:
+    """The model's own VGGT with the heads of `heads`; the aggregator is shared, not copied."""
+    from allocentric.encoders.vggt import VGGT
+
+    with torch.device("meta"):
+        vggt = VGGT(network.config.spatial_config, heads=("camera", "depth", "point"))
+    vggt.aggregator = network.model.spatial_encoder
+    vggt.load_state_dict(load_file(heads), strict=False, assign=True)
+    if left := [name for name, p in vggt.named_parameters() if p.is_meta]:
+        raise ValueError(f"{heads}: found no {left[:3]} and {max(0, len(left) - 3)} more, expected every parameter of the heads")
+    return vggt.to(network.device).float().eval()

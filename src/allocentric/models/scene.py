@@ -1,0 +1,280 @@
+"""`Scene`: a place encoded once and asked many times.
+
+What is seen comes before the question in the prompt, so everything up to the question (vision features, geometry, and
+the keys and values of every language-model layer) is the same for all questions: it is computed once and shared.
+"""
+
+import hashlib
+import json
+from collections import OrderedDict
+from pathlib import Path
+from typing import overload
+
+import torch
+from jaxtyping import Float
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import Cache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+
+from allocentric.answer import Answer
+from allocentric.models.processor import SpatialMLLMProcessor
+from allocentric.readers import Source
+from allocentric.sampling import points_from_depth, points_from_vggt, sample, space_aware, uniform
+from allocentric.views import Views
+
+
+def watch(
+    model: PreTrainedModel,
+    processor: SpatialMLLMProcessor,
+    source: Views | Source,
+    frames: int = 16,
+    sampling: str = "uniform",
+    vggt: nn.Module | None = None,
+    cache: "SceneCache | None" = None,
+) -> "Scene":
+    """Choose `frames` views of what is at `source` and encode them, once, for any number of questions.
+
+    sampling  "uniform" or "space_aware" (`allocentric.sampling`).
+    vggt      a VGGT with its heads, for space-aware sampling of what has no measured depth and poses.
+    cache     where scenes are kept: the same frames are not encoded twice.
+    """
+    if not isinstance(source, Views):
+        _, views = sample(source, frames, sampling, model=vggt)
+    elif sampling == "uniform":
+        views = source.select(uniform(len(source), frames))
+    elif sampling == "space_aware":
+        views = source.select(list(_cover(source, frames, vggt)))
+    else:
+        raise ValueError(f"sampling: found {sampling!r}, expected 'uniform' or 'space_aware'")
+    return Scene.encode(model, processor, views) if cache is None else cache.watch(model, processor, views)
+
+
+def _cover(views: Views, frames: int, vggt: nn.Module | None) -> tuple[int, ...]:
+    if views.depth is not None and views.intrinsics is not None and views.camera_to_world is not None:
+        points, mask = points_from_depth(views)
+        return space_aware(points, frames, mask=mask).indices
+    if vggt is None:
+        name = views.source or "views"
+        raise ValueError(f"{name}: found no depth and poses; space-aware sampling then needs a VGGT, expected vggt=")
+    points, confidence = points_from_vggt(vggt, views)
+    return space_aware(points, frames, confidence, times=views.times).indices
+
+
+class SharedPrefixLayer(DynamicLayer):
+    """Keys and values of one layer: a prefix stored once for the whole batch, and what each row added to it."""
+
+    def __init__(self, prefix_keys: Float[Tensor, "1 heads p d"], prefix_values: Float[Tensor, "1 heads p d"]):
+        super().__init__()
+        self.prefix_keys, self.prefix_values = prefix_keys, prefix_values
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        keys, values = super().update(key_states, value_states, *args, **kwargs)
+        rows = len(keys)
+        return (
+            torch.cat([self.prefix_keys.expand(rows, -1, -1, -1), keys], dim=-2),
+            torch.cat([self.prefix_values.expand(rows, -1, -1, -1), values], dim=-2),
+        )
+
+    def get_seq_length(self) -> int:
+        return self.prefix_keys.shape[-2] + super().get_seq_length()
+
+
+class Scene:
+    """One place as one model sees it, ready for questions.
+
+    key            identity of (frames, frame numbers, preprocessing, weights); equal keys mean equal answers.
+    prefix         keys and values of the shared prompt, one pair (1, heads, tokens, head size) per layer.
+    next_position  rotary position of the first token of a question (m-RoPE: a video takes fewer positions than tokens).
+    frames         frame numbers in the source.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        processor: SpatialMLLMProcessor,
+        prefix: list[tuple[Tensor, Tensor]],
+        next_position: int,
+        frames: tuple[int, ...],
+        key: str,
+    ):
+        self.model, self.processor = model, processor
+        self.prefix, self.next_position = prefix, next_position
+        self.frames, self.key = frames, key
+
+    @classmethod
+    @torch.inference_mode()
+    def encode(cls, model: PreTrainedModel, processor: SpatialMLLMProcessor, views: Views) -> "Scene":
+        """Run both encoders and the shared part of the prompt, once. All views are used: choose them before."""
+        key = scene_key(model, processor, views)
+        inputs = processor(text=[processor.prefix(videos=1)], videos=[views.frames]).to(model.device)
+        backbone = model.model
+        positions, _ = backbone.get_rope_index(
+            inputs["input_ids"],
+            inputs["mm_token_type_ids"],
+            video_grid_thw=inputs["video_grid_thw"],
+            second_per_grid_ts=inputs["second_per_grid_ts"],
+        )
+        cache = backbone(**inputs, position_ids=positions, use_cache=True).past_key_values
+        prefix = [(layer.keys, layer.values) for layer in cache.layers]
+        return cls(model, processor, prefix, int(positions.max()) + 1, _frame_numbers(views), key)
+
+    @overload
+    def ask(self, questions: str, max_new_tokens: int = 128, batch_size: int = 32) -> Answer: ...
+    @overload
+    def ask(self, questions: list[str], max_new_tokens: int = 128, batch_size: int = 32) -> list[Answer]: ...
+    @torch.inference_mode()
+    def ask(self, questions, max_new_tokens=128, batch_size=32):
+        """Answer one question, or several at the price of little more than one. Greedy, so repeatable."""
+        if isinstance(questions, str):
+            return self.ask([questions], max_new_tokens, batch_size)[0]
+        for i, question in enumerate(questions):
+            if not question.strip():
+                raise ValueError(f"question {i}: found {question!r}, expected some text")
+        answers = []
+        for start in range(0, len(questions), batch_size):
+            answers += self._answer(questions[start : start + batch_size], max_new_tokens)
+        return answers
+
+    @torch.inference_mode()
+    def first_logits(self, questions: list[str]) -> Float[Tensor, "questions vocabulary"]:
+        """Logits of the first answer token of each question."""
+        return self._start(questions)[0]
+
+    def _start(self, questions: list[str]) -> tuple[Tensor, Cache, Tensor, Tensor]:
+        """Read the questions on top of the prefix. Returns logits, cache, attention mask and the next positions."""
+        device, tokenizer = self.model.device, self.processor.tokenizer
+        texts = [self.processor.suffix(question) for question in questions]
+        # padded on the left: the last column is the last token of every question
+        batch = tokenizer(texts, padding=True, padding_side="left", return_tensors="pt", add_special_tokens=False)
+        batch = batch.to(device)
+        mask, seen = batch["attention_mask"], self.prefix[0][0].shape[-2]
+        positions = self.next_position + (mask.cumsum(-1) - 1).clamp(min=0)
+        mask = torch.cat([mask.new_ones(len(questions), seen), mask], dim=-1)
+        cache = Cache(layers=[SharedPrefixLayer(keys, values) for keys, values in self.prefix])
+        logits = self._step(batch["input_ids"], mask, positions, cache)
+        return logits, cache, mask, positions[:, -1:] + 1
+
+    def _step(self, tokens: Tensor, mask: Tensor, positions: Tensor, cache: Cache) -> Float[Tensor, "rows vocabulary"]:
+        output = self.model(
+            input_ids=tokens,
+            attention_mask=mask,
+            position_ids=positions.expand(3, -1, -1),  # text: the same on the three rotary axes
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return output.logits[:, -1].float()
+
+    def _answer(self, questions: list[str], max_new_tokens: int) -> list[Answer]:
+        ends = self.model.generation_config.eos_token_id
+        ends = torch.tensor([ends] if isinstance(ends, int) else ends or [], device=self.model.device, dtype=torch.long)
+        logits, cache, mask, positions = self._start(questions)
+        open_rows = torch.ones(len(questions), dtype=torch.bool, device=mask.device)
+        tokens, probabilities = [[] for _ in questions], [[] for _ in questions]
+        for step in range(max_new_tokens):
+            probability, chosen = logits.softmax(-1).max(-1)
+            open_rows = open_rows & ~torch.isin(chosen, ends)
+            for row in open_rows.nonzero().flatten().tolist():
+                tokens[row].append(int(chosen[row]))
+                probabilities[row].append(float(probability[row]))
+            if step + 1 == max_new_tokens or not open_rows.any():
+                break
+            mask = torch.cat([mask, mask.new_ones(len(questions), 1)], dim=-1)
+            logits = self._step(chosen[:, None], mask, positions, cache)
+            positions = positions + 1
+        texts = self.processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        return [
+            Answer(text.strip(), question, sum(p) / len(p) if p else 0.0, self.frames)
+            for text, question, p in zip(texts, questions, probabilities, strict=True)
+        ]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the shared prefix in bytes."""
+        return sum(keys.nbytes + values.nbytes for keys, values in self.prefix)
+
+    def save(self, path: str | Path) -> None:
+        """Write the scene to one safetensors file."""
+        tensors = {}
+        for i, (keys, values) in enumerate(self.prefix):
+            tensors |= {f"k.{i}": keys.contiguous(), f"v.{i}": values.contiguous()}
+        about = {"key": self.key, "next_position": self.next_position, "frames": list(self.frames)}
+        partial = Path(path).with_name(Path(path).name + ".part")
+        save_file(tensors, partial, metadata={"scene": json.dumps(about)})
+        partial.replace(path)  # a scene file is whole or absent
+
+    @classmethod
+    def load(cls, path: str | Path, model: PreTrainedModel, processor: SpatialMLLMProcessor) -> "Scene":
+        """Read a scene back. The model and its preprocessing must be those it was encoded with."""
+        with safe_open(path, framework="pt", device=str(model.device)) as file:
+            about = json.loads((file.metadata() or {}).get("scene", "null"))
+            if about is None:
+                raise ValueError(f"{path}: found no scene in this safetensors file, expected one written by Scene.save")
+            expected = _maker(model, processor)
+            found = about["key"].partition("-")[2]
+            if found != expected:
+                raise ValueError(f"{path}: found a scene of model and preprocessing {found}, expected {expected}")
+            layers = len(file.keys()) // 2
+            prefix = [(file.get_tensor(f"k.{i}"), file.get_tensor(f"v.{i}")) for i in range(layers)]
+        return cls(model, processor, prefix, about["next_position"], tuple(about["frames"]), about["key"])
+
+
+class SceneCache:
+    """The scenes used last, within `max_bytes` of memory."""
+
+    def __init__(self, max_bytes: int = 2 * 2**30):
+        self.max_bytes = max_bytes
+        self._scenes: OrderedDict[str, Scene] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._scenes)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._scenes
+
+    @property
+    def nbytes(self) -> int:
+        return sum(scene.nbytes for scene in self._scenes.values())
+
+    def watch(self, model: PreTrainedModel, processor: SpatialMLLMProcessor, views: Views) -> Scene:
+        """`Scene.encode`, or the scene encoded earlier from the same frames by the same model."""
+        key = scene_key(model, processor, views)
+        scene = self._scenes.pop(key, None) or Scene.encode(model, processor, views)
+        self._scenes[key] = scene
+        while self.nbytes > self.max_bytes:  # a scene larger than the bound is handed out but not kept
+            self._scenes.popitem(last=False)
+        return scene
+
+
+def scene_key(model: PreTrainedModel, processor: SpatialMLLMProcessor, views: Views) -> str:
+    """`<what was seen>-<what encoded it>`: hashes of frames and frame numbers, and of preprocessing and weights."""
+    seen = hashlib.sha256(repr((_frame_numbers(views), tuple(views.frames.shape))).encode())
+    seen.update(views.frames.cpu().contiguous().numpy())
+    return f"{seen.hexdigest()[:32]}-{_maker(model, processor)}"
+
+
+def _frame_numbers(views: Views) -> tuple[int, ...]:
+    return tuple(range(len(views)) if views.indices is None else views.indices.tolist())
+
+
+def _maker(model: PreTrainedModel, processor: SpatialMLLMProcessor) -> str:
+    preprocessing = {k: v for k, v in processor.to_dict().items() if k != "tokenizer"}
+    config = {k: v for k, v in model.config.to_dict().items() if k not in ("architectures", "transformers_version")}
+    about = [preprocessing, processor.prefix(videos=1), config, str(model.dtype)]
+    text = json.dumps(about, sort_keys=True, default=str)
+    return hashlib.sha256((text + weights_id(model)).encode()).hexdigest()[:32]
+
+
+def weights_id(model: nn.Module, samples: int = 256) -> str:
+    """Hash of every parameter's name, shape and about `samples` evenly spaced values.
+
+    Any training step changes it; reading all of a large model on every call would be slow.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        values = parameter.detach().flatten()
+        values = values[:: max(1, len(values) // samples)].float().cpu().numpy()
+        digest.update(repr((name, tuple(parameter.shape))).encode() + values.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,84 @@
+"""Images on disk -> `Views`: a folder, one file, or a list of files."""
+
+import re
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from allocentric.readers.choose import chosen_frames, fit_within
+from allocentric.views import Views, check_views
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm"}
+
+
+def natural_key(name: str) -> list[tuple[bool, int, str]]:
+    """Sort key under which frame2 comes before frame10."""
+    parts = re.split(r"(\d+)", name.lower())
+    return [(not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts if part]
+
+
+def list_images(folder: str | PathLike) -> list[Path]:
+    """The images in a folder (not in folders below it, nor hidden files), in natural order of their names."""
+    found = (p for p in Path(folder).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
+    return sorted(found, key=lambda p: natural_key(p.name))
+
+
+def read_image(path: str | PathLike, max_side: int | None = None) -> UInt8[Tensor, "3 h w"]:
+    """One picture as RGB, turned upright as its EXIF orientation says; transparency is laid on white."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such image")
+    try:
+        with Image.open(path) as opened:
+            image = ImageOps.exif_transpose(opened)
+            image.load()
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read as an image ({error})") from error
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        raise ValueError(f"{path}: expected an RGB image, found one {image.mode} channel (a depth map?)")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
+    image = image.convert("RGB")
+    size = fit_within(*image.size, max_side)
+    if size != image.size:
+        image = image.resize(size, Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def open_images(
+    path: str | PathLike | Sequence[str | PathLike],
+    frames: int | Sequence[int] | None = None,
+    max_side: int | None = None,
+) -> Views:
+    """Views from a folder of images (natural order), one image, or a list of images (order kept). All of one size.
+
+    Images carry no times; `indices` are positions in the folder or list.
+    """
+    if isinstance(path, (str, PathLike)):
+        source, path = str(path), Path(path)
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such file or folder")
+        files = list_images(path) if path.is_dir() else [path]
+    else:
+        files = [Path(p) for p in path]
+        source = f"list of {len(files)} images"
+    if not files:
+        raise ValueError(f"{source}: there are no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+
+    indices = chosen_frames(frames, len(files), source)
+    first = read_image(files[indices[0]], max_side)
+    stack = torch.empty((len(indices), *first.shape), dtype=torch.uint8)
+    for row, i in enumerate(indices):
+        image = first if row == 0 else read_image(files[i], max_side)
+        if image.shape != first.shape:
+            sizes = [f"{f.name} is {x.shape[2]}x{x.shape[1]}" for f, x in ((files[indices[0]], first), (files[i], image))]
+            raise ValueError(f"{source}: images must have one size; {sizes[0]}, {sizes[1]}")
+        stack[row] = image
+    return check_views(Views(frames=stack, indices=torch.tensor(indices), source=source))

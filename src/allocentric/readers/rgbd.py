@@ -1,0 +1,214 @@
+"""Posed RGB-D captures in the 7-Scenes layout -> `Views`.
+
+    camera-intrinsics.txt            3x3, pixels
+    frame-000000.color.jpg (or png)  RGB
+    frame-000000.depth.png           uint16 millimetres along z; 0 and 65535 mean no measurement
+    frame-000000.pose.txt            4x4 camera-to-world, metres, OpenCV axes
+
+What the files do not say, and what to do about it:
+
+- Whose intrinsics they are. In 7-Scenes they are the *depth* camera's (focal length 585); the colour camera's is about 525, and
+  the two pictures are not registered. By default depth is returned as it is filed, with the intrinsics of the file: geometry from
+  depth is exact, and colours sit a few pixels off. With `color_intrinsics=` depth is resampled into the colour picture, whose
+  intrinsics are then the ones returned. (The few centimetres between the two lenses are not in the files and are ignored.)
+- Which way is up. 7-Scenes worlds are those of the first camera. `up=(x, y, z)` names the direction that is up in the files'
+  world; poses are turned so that it becomes +z. Without it the world stays as it is filed.
+"""
+
+import re
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from allocentric.readers.choose import chosen_frames
+from allocentric.readers.images import natural_key, read_image
+from allocentric.views import Views, check_views, pose_fault
+
+NO_MEASUREMENT = 65535
+COLOR_SUFFIXES = (".color.jpg", ".color.png", ".color.jpeg")
+# Room-scale depth cameras see 0.3 to 8 m. A median outside that is another unit (TUM files 5000 per metre, some files metres * 10^4).
+PLAUSIBLE_MEDIAN = (0.3, 8.0)
+
+
+def is_rgbd_folder(folder: str | PathLike) -> bool:
+    """Whether a folder holds at least one frame with colour and depth in the 7-Scenes naming."""
+    names = {p.name for p in Path(folder).iterdir()}
+    return any(
+        any(n.endswith(s) and n.removesuffix(s) + ".depth.png" in names for s in COLOR_SUFFIXES) for n in names
+    )
+
+
+def open_rgbd(
+    path: str | PathLike,
+    frames: int | Sequence[int] | None = None,
+    intrinsics: Float[np.ndarray, "3 3"] | None = None,
+    color_intrinsics: Float[np.ndarray, "3 3"] | None = None,
+    depth_scale: float | int | None = None,
+    resize_depth: bool = False,
+    drop_bad_poses: bool = False,
+    up: Sequence[float | int] | None = None,
+) -> Views:
+    """Views from a posed RGB-D folder (7-Scenes layout). `Views.indices` are the numbers in the file names.
+
+    frames             None for all, a number for that many evenly spread, or positions (0 is the first frame there is).
+    intrinsics         used in place of camera-intrinsics.txt; pixels of the depth pictures.
+    color_intrinsics   register depth to the colour pictures (see the module's text); pixels of the colour pictures.
+    depth_scale        depth units per metre; 1000 unless given. When given, no check for a wrong unit is made.
+    resize_depth       accept depth of another size that covers the same field of view: resampled to nearest.
+    drop_bad_poses     leave out frames whose pose is missing, not finite or not rigid, in place of refusing them.
+    up                 direction that is up in the files' world; it becomes +z.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder")
+    color = {p.name[: p.name.index(".color.")]: p for p in folder.iterdir() if p.name.endswith(COLOR_SUFFIXES)}
+    stems = sorted(color, key=natural_key)
+    if not stems:
+        raise ValueError(f"{folder}: no frames; expected frame-NNNNNN.color.jpg or .color.png")
+    poses = {stem: folder / f"{stem}.pose.txt" for stem in stems}
+    if drop_bad_poses:  # before choosing, so that `frames=16` gives 16
+        stems = [s for s in stems if poses[s].is_file() and pose_fault(_read_pose(poses[s], (4, 4), check=False)) is None]
+        if not stems:
+            raise ValueError(f"{folder}: no frame has a usable pose")
+    stems = [stems[i] for i in chosen_frames(frames, len(stems), str(folder))]
+
+    camera_to_world = torch.stack([_read_pose(poses[s], (4, 4)) for s in stems])
+    if up is not None:
+        camera_to_world = _turn_up(up) @ camera_to_world
+    depth_k = _intrinsics(folder, intrinsics)
+
+    rgb, depth = [], []
+    for stem in stems:
+        rgb.append(read_image(color[stem]))
+        if rgb[-1].shape != rgb[0].shape:
+            sizes = [f"{color[s].name} is {x.shape[2]}x{x.shape[1]}" for s, x in ((stems[0], rgb[0]), (stem, rgb[-1]))]
+            raise ValueError(f"{folder}: colour pictures must have one size; {sizes[0]}, {sizes[1]}")
+        depth.append(_read_depth(folder / f"{stem}.depth.png", depth_scale or 1000.0))
+        if depth[-1].shape != depth[0].shape:
+            raise ValueError(
+                f"{folder}: depth pictures must have one size; {stem}.depth.png is {depth[-1].shape[1]}x{depth[-1].shape[0]}, "
+                f"{stems[0]}.depth.png is {depth[0].shape[1]}x{depth[0].shape[0]}"
+            )
+    rgb, depth = torch.stack(rgb), torch.stack(depth)
+    if depth_scale is None:
+        _check_unit(folder, depth)
+
+    size, depth_size = tuple(rgb.shape[2:]), tuple(depth.shape[1:])
+    if color_intrinsics is not None:
+        k = torch.as_tensor(np.asarray(color_intrinsics), dtype=torch.float64)
+        depth = _register(depth, depth_k, k, size)
+    elif depth_size == size:
+        k = depth_k
+    elif resize_depth:
+        # Nearest, never blended: a mean of the table's depth and the wall's is a point in mid-air.
+        stretch = torch.diag(torch.tensor([size[1] / depth_size[1], size[0] / depth_size[0], 1.0], dtype=torch.float64))
+        k = stretch @ depth_k
+        depth = _register(depth, depth_k, k, size)
+    else:
+        raise ValueError(
+            f"{folder}: depth is {depth_size[1]}x{depth_size[0]}, colour {size[1]}x{size[0]}; give color_intrinsics= to register "
+            "them, or resize_depth=True if both show the same field of view"
+        )
+    digits = [re.search(r"(\d+)$", s) for s in stems]
+    return check_views(
+        Views(
+            frames=rgb,
+            depth=depth,
+            intrinsics=k.float().expand(len(stems), 3, 3).contiguous(),
+            camera_to_world=camera_to_world.float(),
+            indices=torch.tensor([int(m[1]) if m else i for i, m in enumerate(digits)]),
+            scale="metric",
+            source=str(folder),
+        )
+    )
+
+
+def _intrinsics(folder: Path, given: np.ndarray | None) -> Float[Tensor, "3 3"]:
+    if given is not None:
+        return torch.as_tensor(np.asarray(given), dtype=torch.float64)
+    file = folder / "camera-intrinsics.txt"
+    if not file.is_file():
+        raise ValueError(f"{folder}: camera-intrinsics.txt is missing; put it there or give intrinsics=")
+    k = _read_pose(file, (3, 3), check=False)
+    if not torch.isfinite(k).all() or k[0, 0] <= 0 or k[1, 1] <= 0:
+        raise ValueError(f"{file}: expected a 3x3 matrix with positive focal lengths, found {k.tolist()}")
+    return k
+
+
+def _read_pose(file: Path, shape: tuple[int, int], check: bool = True) -> Float[Tensor, "n n"]:
+    """A square matrix of numbers from a text file, float64; a pose that is not rigid is refused by name when `check`."""
+    if not file.is_file():
+        raise ValueError(f"{file}: the pose is missing (drop_bad_poses=True leaves such frames out)")
+    try:
+        values = [float(x) for x in file.read_text().replace(",", " ").split()]
+    except (ValueError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file}: expected {shape[0]}x{shape[1]} numbers, found other text") from error
+    if len(values) != shape[0] * shape[1]:
+        raise ValueError(f"{file}: expected {shape[0]}x{shape[1]} numbers, found {len(values)}")
+    matrix = torch.tensor(values, dtype=torch.float64).reshape(shape)
+    if check and (fault := pose_fault(matrix)) is not None:
+        raise ValueError(f"{file}: this pose {fault} (drop_bad_poses=True leaves such frames out)")
+    return matrix
+
+
+def _read_depth(file: Path, scale: float | int) -> Float[Tensor, "h w"]:
+    """Metres from a 16-bit picture; 0 where nothing was measured."""
+    if not file.is_file():
+        raise ValueError(f"{file}: the depth picture is missing")
+    try:
+        with Image.open(file) as image:
+            image.load()
+            if image.mode not in ("I;16", "I;16B", "I"):
+                raise ValueError(f"{file}: expected 16-bit depth in millimetres, found a picture of mode {image.mode}")
+            raw = np.asarray(image).astype(np.int32)
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise ValueError(f"{file}: cannot be read as a depth picture ({error})") from error
+    raw[raw == NO_MEASUREMENT] = 0
+    return torch.from_numpy((raw / scale).astype(np.float32))
+
+
+def _check_unit(folder: Path, depth: Float[Tensor, "t h w"]) -> None:
+    measured = depth[:, ::4, ::4]
+    measured = measured[measured > 0]
+    if measured.numel() == 0:
+        raise ValueError(f"{folder}: no depth was measured in any of the {len(depth)} frames")
+    median, (low, high) = measured.median().item(), PLAUSIBLE_MEDIAN
+    if not low <= median <= high:
+        raise ValueError(
+            f"{folder}: half of the depth lies {'beyond' if median > high else 'below'} {median:.3g} m when read as millimetres, "
+            f"expected a median of {low} to {high} m; is it another unit? Give depth_scale= (units per metre) to settle it"
+        )
+
+
+def _register(
+    depth: Float[Tensor, "t h w"], depth_k: Float[Tensor, "3 3"], color_k: Float[Tensor, "3 3"], size: tuple[int, int]
+) -> Float[Tensor, "t h2 w2"]:
+    """Depth as seen through `color_k` from the same point: each colour pixel takes the depth pixel its ray passes through."""
+    h, w = size
+    v, u = torch.meshgrid(torch.arange(h) + 0.5, torch.arange(w) + 0.5, indexing="ij")
+    rays = torch.stack([u, v, torch.ones_like(u)], -1).double() @ (depth_k @ torch.linalg.inv(color_k)).T
+    column, row = rays[..., 0].floor().long(), rays[..., 1].floor().long()
+    inside = (column >= 0) & (column < depth.shape[2]) & (row >= 0) & (row < depth.shape[1])
+    return depth[:, row.clamp(0, depth.shape[1] - 1), column.clamp(0, depth.shape[2] - 1)] * inside
+
+
+def _turn_up(up: Sequence[float | int]) -> Float[Tensor, "4 4"]:
+    """The shortest rotation that takes `up` to +z."""
+    direction = np.asarray(up, dtype=np.float64)
+    if direction.shape != (3,) or not np.isfinite(direction).all() or not np.linalg.norm(direction) > 0:
+        raise ValueError(f"up: expected a direction of three numbers, found {up}")
+    a, b = direction / np.linalg.norm(direction), np.array([0.0, 0.0, 1.0])
+    v, c = np.cross(a, b), a @ b
+    turn = np.eye(4)
+    if c < -1 + 1e-12:
+        turn[:3, :3] = np.diag([1.0, -1.0, -1.0])
+    else:
+        cross = np.array([[0, -v[2], v[1]], [v[2], 0, -v[0]], [-v[1], v[0], 0]])
+        turn[:3, :3] += cross + cross @ cross / (1 + c)
+    return torch.from_numpy(turn)

@@ -1,0 +1,121 @@
+"""Train a VGGT from scratch on rooms: depth, point maps and cameras (VGGT, arXiv 2503.11651, section 3.3).
+
+Unlike the published training, lengths stay in metres instead of being divided by the scene's size: every room has its true scale, and
+a model that answers "how far" has to know it.
+"""
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from allocentric.encoders.vggt import VGGT
+from allocentric.geometry.cameras import encode_pose, invert_rigid, unproject_depth
+from allocentric.train.semantics import augment_colour
+from allocentric.train.shards import RoomShards, mirror, random_generator
+
+CONFIDENCE_WEIGHT = 0.2  # alpha of the confidence-weighted regression
+
+
+class GeometricRooms(Dataset):
+    """Clips of rooms: images in [0, 1], depth, and cameras relative to the first frame of the clip."""
+
+    def __init__(self, shards: RoomShards, frames: tuple[int, int]):
+        self.shards, self.frames = shards, frames
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        rng = random_generator()
+        sample = self.shards[index]
+        if rng.random() < 0.5:
+            sample = mirror(sample)
+        count = len(sample.frames)
+        chosen = np.sort(rng.choice(count, rng.integers(self.frames[0], self.frames[1] + 1), replace=False))
+        sample = sample.select(chosen if rng.random() < 0.5 else chosen[::-1])
+        frames = torch.from_numpy(np.ascontiguousarray(sample.frames)).permute(0, 3, 1, 2).float() / 255
+        poses = torch.from_numpy(sample.camera_to_world).float()
+        return {
+            "images": augment_colour(frames, rng),
+            "depth": torch.from_numpy(sample.depth.astype(np.float32)),
+            "camera_to_first": invert_rigid(poses[:1]) @ poses,
+            "intrinsics": torch.from_numpy(sample.intrinsics.astype(np.float32)),
+        }
+
+
+def collate_clips(clips: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Stack clips, cut to the length of the shortest (the first frame stays first)."""
+    length = min(len(clip["images"]) for clip in clips)
+    return {key: torch.stack([clip[key][:length] for clip in clips]) for key in clips[0]}
+
+
+def confident_regression(
+    predicted: Float[Tensor, "*shape c"], target: Float[Tensor, "*shape c"], confidence: Float[Tensor, "*shape"], valid: Bool[Tensor, "*shape"]
+) -> Float[Tensor, ""]:
+    """Distance weighted by predicted confidence, minus the log of it (DUSt3R, equation 4; VGGT, equation 3), over valid pixels."""
+    error = (predicted - target).norm(dim=-1)
+    loss = confidence * error - CONFIDENCE_WEIGHT * confidence.log()
+    return (loss * valid).sum() / valid.sum().clamp(min=1)
+
+
+def gradient_loss(
+    predicted: Float[Tensor, "b s h w c"], target: Float[Tensor, "b s h w c"], valid: Bool[Tensor, "b s h w"]
+) -> Float[Tensor, ""]:
+    """Mean difference between neighbouring pixels' steps, over pairs of valid pixels: keeps surfaces flat and edges sharp."""
+    error, total = predicted - target, predicted.new_zeros(())
+    for axis in (2, 3):
+        size = error.shape[axis]
+        step = error.narrow(axis, 1, size - 1) - error.narrow(axis, 0, size - 1)
+        both = valid.narrow(axis, 1, size - 1) & valid.narrow(axis, 0, size - 1)
+        total = total + (step.abs().mean(-1) * both).sum() / both.sum().clamp(min=1)
+    return total
+
+
+class GeometryLoss(nn.Module):
+    """VGGT with its training loss: cameras of every iteration, depth and points of a few frames of the clip.
+
+    The dense heads cost most of the time and need no context of their own, so `dense_frames` random frames (the first always among
+    them) are decoded per step.
+    """
+
+    def __init__(self, vggt: VGGT, dense_frames: int = 4, camera_weight: float = 5.0):
+        super().__init__()
+        self.vggt, self.dense_frames, self.camera_weight = vggt, dense_frames, camera_weight
+
+    def forward(
+        self,
+        images: Float[Tensor, "b s 3 h w"],
+        depth: Float[Tensor, "b s h w"],
+        camera_to_first: Float[Tensor, "b s 4 4"],
+        intrinsics: Float[Tensor, "b s 3 3"],
+    ) -> dict[str, Tensor]:
+        size = images.shape[-2:]
+        vggt, frames = self.vggt, images.shape[1]
+        tokens = vggt.aggregate(images)
+
+        target = encode_pose(invert_rigid(camera_to_first)[..., :3, :], intrinsics, size)
+        iterations = vggt.camera_head(tokens[-1])
+        camera = sum(0.6 ** (len(iterations) - 1 - i) * pose_error(pose, target) for i, pose in enumerate(iterations)) / len(iterations)
+
+        rest = torch.randperm(frames - 1, device=images.device)[: self.dense_frames - 1] + 1
+        chosen = torch.cat([rest.new_zeros(1), rest])
+        some_depth, valid = depth[:, chosen], depth[:, chosen] > 0
+        points = unproject_depth(some_depth, intrinsics[:, chosen], camera_to_first[:, chosen])
+        some_tokens = [layer[:, chosen] for layer in tokens]
+        (d, d_conf), (p, p_conf) = vggt.depth_head(some_tokens, size), vggt.point_head(some_tokens, size)
+        depth_loss = confident_regression(d, some_depth[..., None], d_conf, valid) + gradient_loss(d, some_depth[..., None], valid)
+        point_loss = confident_regression(p, points, p_conf, valid) + gradient_loss(p, points, valid)
+        return {
+            "loss": self.camera_weight * camera + depth_loss + point_loss,
+            "camera_loss": camera.detach(),
+            "depth_error": ((d[..., 0] - some_depth).abs() * valid).sum().detach() / valid.sum(),
+            "point_error": ((p - points).norm(dim=-1) * valid).sum().detach() / valid.sum(),
+        }
+
+
+def pose_error(predicted: Float[Tensor, "b s 9"], target: Float[Tensor, "b s 9"]) -> Float[Tensor, ""]:
+    """Mean absolute error of translation (metres), quaternion and field of view, summed; half weight for the last."""
+    error = (predicted - target).abs()
+    return error[..., :3].mean() + error[..., 3:7].mean() + 0.5 * error[..., 7:].mean()

@@ -1,0 +1,61 @@
+"""Training questions about rooms, drawn anew each time a room is visited."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from allocentric.models.processor import SpatialMLLMProcessor
+from allocentric.scenes import AnnotatedScene
+from allocentric.tasks.base import Task
+from allocentric.train.features import RoomFeatures
+from allocentric.train.sft import Turn, pack
+from allocentric.train.shards import random_generator
+
+
+def draw_turns(scene: AnnotatedScene, tasks: Mapping[str, tuple[Task, float]], count: int, rng: np.random.Generator) -> list[Turn]:
+    """`count` questions at most; which task each comes from follows the weights of the tasks that can ask something of this scene."""
+    made = {name: (list(task.make(scene, rng, count)), weight) for name, (task, weight) in tasks.items()}
+    turns: list[Turn] = []
+    while len(turns) < count and (open_ := [(name, weight) for name, (questions, weight) in made.items() if questions]):
+        weights = np.array([weight for _, weight in open_])
+        name = open_[rng.choice(len(open_), p=weights / weights.sum())][0]
+        question = made[name][0].pop()
+        turns.append(Turn(tasks[name][0].prompt(question), question.answer))
+    return turns
+
+
+class RoomQuestions(Dataset):
+    """Packed sequences about rooms whose features are cached.
+
+    `see` is which parts of the features the model gets: ("2d", "3d"), ("2d",), or () for a model that is asked blind.
+    """
+
+    def __init__(
+        self,
+        features: RoomFeatures,
+        processor: SpatialMLLMProcessor,
+        tasks: Mapping[str, tuple[Task, float]],
+        questions: int,
+        grid: tuple[int, int, int],
+        see: tuple[str, ...],
+    ):
+        self.features, self.processor, self.tasks, self.questions, self.grid, self.see = (
+            features, processor, tasks, questions, grid, see,
+        )  # fmt: skip
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        scene, features = self.features[index]
+        turns = draw_turns(scene, self.tasks, self.questions, random_generator())
+        seen = [len(features["2d"])] if self.see else []
+        example = pack(self.processor, seen, turns)
+        if self.see:
+            example["video_grid_thw"] = torch.tensor([self.grid])
+        for part in self.see:
+            example[f"video_features_{part}"] = features[part]
+        return example

@@ -1,0 +1,196 @@
+"""Run a recipe stage by stage. Every stage leaves its result in a folder of its own and is skipped once that is there."""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import Qwen2VLImageProcessor, Qwen2VLVideoProcessor, Trainer, set_seed
+
+from allocentric import rooms
+from allocentric.encoders.vggt import VGGT, VGGTConfig
+from allocentric.models.processor import SpatialMLLMProcessor
+from allocentric.models.spatial_mllm import SpatialMLLMConfig, SpatialMLLMForConditionalGeneration, SpatialMLLMModel
+from allocentric.tasks import TRAINING_TASKS, make_questions
+from allocentric.train.features import RoomFeatures, write_features
+from allocentric.train.geometry import GeometricRooms, GeometryLoss, collate_clips
+from allocentric.train.recipe import Optimisation, Recipe, resume_point
+from allocentric.train.room_questions import RoomQuestions, draw_turns
+from allocentric.train.semantics import SemanticRooms, TokenClassifier
+from allocentric.train.sft import SFTTrainer, collate
+from allocentric.train.shards import RoomShards, RoomsSpec, random_generator, write_rooms
+from allocentric.train.tokenizer import train_tokenizer
+
+Progress = Callable[[str, Iterable[tuple[int, int]]], None]
+
+# What each way of seeing gives the language model. The controls are trained like nano, on the same questions for as many steps.
+VARIANTS = {"nano": ("2d", "3d"), "2d-only": ("2d",), "blind": ()}
+STAGES = ("rooms", "tokenizer", "geometry", "semantics", "features", *(f"sft-{name}" for name in VARIANTS))
+
+
+def smoke(recipe: Recipe) -> Recipe:
+    """The same recipe at a size that runs in about a minute and teaches nothing."""
+    short = partial(replace, steps=3, batch_size=2, workers=0, log_every=1, save_every=2)
+    return replace(
+        recipe,
+        rooms=replace(recipe.rooms, count=40),
+        tokenizer=replace(recipe.tokenizer, rooms=40),
+        geometry=replace(recipe.geometry, optimisation=short(recipe.geometry.optimisation)),
+        semantics=replace(recipe.semantics, optimisation=short(recipe.semantics.optimisation)),
+        sft=replace(recipe.sft, questions=4, optimisation=short(recipe.sft.optimisation)),
+    )
+
+
+def run(recipe: Recipe, out: Path, progress: Progress, stages: Iterable[str] = STAGES, workers: int = 2) -> None:
+    """Run `stages` (default: all) in order, each from where it stopped. `progress` shows work that counts its own steps."""
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    for stage in stages:
+        if stage == "rooms":
+            progress("rooms", write_rooms(out / "rooms", recipe.rooms, workers))
+        elif stage == "tokenizer":
+            make_tokenizer(recipe, out)
+        elif stage == "geometry":
+            train_geometry(recipe, out)
+        elif stage == "semantics":
+            train_semantics(recipe, out)
+        elif stage == "features":
+            model = assemble(recipe, out).model.eval()
+            progress("features", write_features(out / "features", model, training_rooms(recipe, out), recipe.mirrored))
+        elif stage.removeprefix("sft-") in VARIANTS:
+            train_sft(recipe, out, stage.removeprefix("sft-"))
+        else:
+            raise ValueError(f"stage: found {stage!r}, expected one of {list(STAGES)}")
+
+
+def training_rooms(recipe: Recipe, out: Path) -> RoomShards:
+    return RoomShards(out / "rooms", recipe.rooms.count)
+
+
+def make_tokenizer(recipe: Recipe, out: Path) -> None:
+    """Train the tokenizer on prompts and answers about training rooms and save the processor around it."""
+    folder = out / "processor"
+    if folder.exists():
+        return
+    set_seed(0)
+    shards = training_rooms(recipe, out)
+    tasks = {name: (task, 1.0) for name, task in TRAINING_TASKS.items()}
+    turns = [t for i in range(recipe.tokenizer.rooms) for t in draw_turns(shards[i].scene, tasks, 24, random_generator())]
+    sentences = {sentence for task in TRAINING_TASKS.values() for sentence in task.fixed_sentences}
+    texts = [text for turn in turns for text in (turn.prompt, turn.answer)] + ["You are a helpful assistant. system user assistant"] * 50
+    tokenizer = train_tokenizer(texts, recipe.tokenizer.vocab_size, sorted(sentences))
+    vision = SpatialMLLMConfig(**recipe.model).vision_config
+    patches = {
+        "patch_size": vision.patch_size,
+        "temporal_patch_size": vision.temporal_patch_size,
+        "merge_size": vision.spatial_merge_size,
+        # every frame is resized to the area the encoders were trained at
+        "size": {"shortest_edge": recipe.rooms.height * recipe.rooms.width, "longest_edge": recipe.rooms.height * recipe.rooms.width},
+    }
+    processor = SpatialMLLMProcessor(
+        Qwen2VLImageProcessor(**patches), tokenizer, Qwen2VLVideoProcessor(**patches), chat_template=tokenizer.chat_template
+    )
+    processor.save_pretrained(folder)
+
+
+def load_processor(out: Path) -> SpatialMLLMProcessor:
+    return SpatialMLLMProcessor.from_pretrained(out / "processor")
+
+
+def model_config(recipe: Recipe, out: Path, **changes) -> SpatialMLLMConfig:
+    """The recipe's model with the token ids of the trained tokenizer."""
+    tokenizer = load_processor(out).tokenizer
+    ids = {
+        name: tokenizer.convert_tokens_to_ids(token)
+        for name, token in {
+            "vision_start_token_id": "<|vision_start|>",
+            "vision_end_token_id": "<|vision_end|>",
+            "image_token_id": "<|image_pad|>",
+            "video_token_id": "<|video_pad|>",
+        }.items()
+    }
+    text = recipe.model["text_config"] | {
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    return SpatialMLLMConfig(**{**recipe.model, "text_config": text, **ids, **changes})
+
+
+def _train(model: nn.Module, optimisation: Optimisation, folder: Path, dataset, collator, trainer_class=Trainer, **kwargs) -> nn.Module:
+    """Train from the folder's newest checkpoint and mark the folder done; returns the trained model."""
+    set_seed(optimisation.seed)
+    arguments = optimisation.arguments(folder)
+    trainer = trainer_class(model=model, args=arguments, train_dataset=dataset, data_collator=collator, **kwargs)
+    trainer.train(resume_from_checkpoint=resume_point(folder))
+    if trainer.is_world_process_zero():
+        (folder / "log.json").write_text(json.dumps(trainer.state.log_history))
+    return model
+
+
+def train_geometry(recipe: Recipe, out: Path) -> None:
+    folder, stage = out / "geometry", recipe.geometry
+    if (folder / "vggt.safetensors").exists():
+        return
+    set_seed(stage.optimisation.seed)
+    loss = GeometryLoss(new_vggt(recipe), stage.dense_frames)
+    dataset = GeometricRooms(training_rooms(recipe, out), stage.frames)
+    _train(loss, stage.optimisation, folder, dataset, collate_clips)
+    save_file(loss.vggt.state_dict(), folder / "vggt.safetensors")
+
+
+def new_vggt(recipe: Recipe) -> VGGT:
+    return VGGT(VGGTConfig(**recipe.model["spatial_config"]), heads=("camera", "depth", "point"))
+
+
+def train_semantics(recipe: Recipe, out: Path) -> None:
+    folder, stage = out / "semantics", recipe.semantics
+    if (folder / "visual.safetensors").exists():
+        return
+    set_seed(stage.optimisation.seed)
+    model = SpatialMLLMModel(model_config(recipe, out, use_spatial=False, spatial_config=None, connector_config=None))
+    classifier = TokenClassifier(model, len(rooms.LABELS))
+    dataset = SemanticRooms(training_rooms(recipe, out), rooms.LABELS, model, stage.frames)
+    _train(classifier, stage.optimisation, folder, dataset, _concatenate)
+    save_file(classifier.visual.state_dict(), folder / "visual.safetensors")
+
+
+def _concatenate(examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    return {key: torch.cat([example[key] for example in examples]) for key in examples[0]}
+
+
+def assemble(recipe: Recipe, out: Path, **changes) -> SpatialMLLMForConditionalGeneration:
+    """The model with its trained encoders and a language model that has learned nothing yet."""
+    set_seed(recipe.sft.optimisation.seed)
+    model = SpatialMLLMForConditionalGeneration(model_config(recipe, out, **changes))
+    model.model.visual.load_state_dict(load_file(out / "semantics" / "visual.safetensors"))
+    if model.model.spatial_encoder is not None:
+        vggt = new_vggt(recipe)
+        vggt.load_state_dict(load_file(out / "geometry" / "vggt.safetensors"))
+        model.model.spatial_encoder.load_state_dict(vggt.aggregator.state_dict())
+    return model
+
+
+def train_sft(recipe: Recipe, out: Path, variant: str) -> None:
+    """Fine-tune one variant and save it, with its processor, in `out/<variant>`."""
+    stage, see, target = recipe.sft, VARIANTS[variant], out / variant
+    if (target / "config.json").exists():
+        return
+    changes = {} if "3d" in see else {"use_spatial": False, "spatial_config": None, "connector_config": None}
+    model, processor = assemble(recipe, out, **changes), load_processor(out)
+    features = RoomFeatures(out / "features", training_rooms(recipe, out))
+    tasks = {name: (TRAINING_TASKS[name], weight) for name, weight in stage.tasks.items()}
+    vision = model.config.vision_config
+    grid = (recipe.rooms.frames // vision.temporal_patch_size, recipe.rooms.height // vision.patch_size, recipe.rooms.width // vision.patch_size)
+    dataset = RoomQuestions(features, processor, tasks, stage.questions, grid, see)
+    rates = {name: rate for name, rate in stage.learning_rates.items() if see or "language_model" in name}
+    if "3d" not in see:
+        rates.pop("model.connector", None)
+    collator = partial(collate, pad_token_id=processor.tokenizer.pad_token_id)
+    _train(model, stage.optimisation, out / f"sft-{variant}", dataset, collator, SFTTrainer, learning_rates=rates)
+    model.save_pretrained(target)
+    processor.save_pretrained(target)

@@ -1,0 +1,152 @@
+"""Supervised fine-tuning: many questions about one video in one sequence, loss on the answers.
+
+A sequence is  prefix (system, video) | question 1 + answer 1 | question 2 + answer 2 | ...
+Every question sees the prefix and itself, and takes rotary positions as if it stood alone behind the prefix, so the loss and its
+gradient are those of the separate samples while the video is read once.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import Trainer
+
+from allocentric.models.processor import SpatialMLLMProcessor
+
+IGNORE = -100
+
+
+class Turn(NamedTuple):
+    """One question put to the model, as prompted, and the answer it should give."""
+
+    prompt: str
+    answer: str
+
+
+def pack(
+    processor: SpatialMLLMProcessor, seen: Sequence[int], turns: Sequence[Turn]
+) -> dict[str, Int[Tensor, " length"]]:
+    """Token ids, labels and segments (0: prefix, i: turn i) of one packed sequence.
+
+    `seen` holds the number of tokens of each video; it is empty for a model that is asked blind.
+    """
+    encode = lambda text: processor.tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
+    counts = iter(seen)
+    prefix = processor.after_vision(processor.prefix(videos=len(seen)))
+    ids = encode(re.sub(r"<\|video_pad\|>", lambda pad: pad.group() * next(counts), prefix))
+    labels, segments = [IGNORE] * len(ids), [0] * len(ids)
+    for i, turn in enumerate(turns, start=1):
+        question, answer = encode(processor.suffix(turn.prompt)), encode(turn.answer + "<|im_end|>")
+        ids += question + answer
+        labels += [IGNORE] * len(question) + answer
+        segments += [i] * (len(question) + len(answer))
+    return {"input_ids": torch.tensor(ids), "labels": torch.tensor(labels), "segments": torch.tensor(segments)}
+
+
+def collate(examples: Sequence[dict], pad_token_id: int) -> dict[str, Tensor]:
+    """Pad packed sequences on the right and stack; vision tensors are concatenated along their token axis.
+
+    An example holds `input_ids`, `labels`, `segments` and whatever vision inputs the model takes for it.
+    """
+    fill = {"input_ids": pad_token_id, "labels": IGNORE, "segments": -1}
+    batch = {
+        key: pad_sequence([example[key] for example in examples], batch_first=True, padding_value=value)
+        for key, value in fill.items()
+    }
+    for key in examples[0].keys() - fill.keys():
+        batch[key] = torch.cat([example[key] for example in examples])
+    return batch
+
+
+def packed_mask(segments: Int[Tensor, "batch length"]) -> Bool[Tensor, "batch 1 length length"]:
+    """Who sees whom: causal, and only the prefix or one's own segment. Padding (-1) sees itself, so that no row is empty."""
+    query, key = segments[:, :, None], segments[:, None, :]
+    causal = torch.ones(segments.shape[1], segments.shape[1], dtype=torch.bool, device=segments.device).tril()
+    return (((key == 0) & (query >= 0) | (key == query)) & causal)[:, None]
+
+
+def packed_positions(
+    positions: Int[Tensor, "3 batch length"], segments: Int[Tensor, "batch length"]
+) -> Int[Tensor, "3 batch length"]:
+    """Rotary positions of the sequence read straight through -> every turn starting right behind the prefix."""
+    index = torch.arange(segments.shape[1], device=segments.device).expand_as(segments)
+    new = torch.cat([torch.zeros_like(segments[:, :1]), segments[:, 1:] != segments[:, :-1]], dim=1).bool()
+    start = torch.where(new, index, 0).cummax(dim=1).values  # where the segment of each token began
+    first = (segments == 0).sum(dim=1, keepdim=True)
+    return positions - torch.where(segments > 0, start - first, 0)
+
+
+class SFTTrainer(Trainer):
+    """Hugging Face's Trainer on packed sequences.
+
+    `learning_rates` maps a parameter-name prefix to its learning rate; the longest matching prefix holds, and what matches none is
+    frozen. Norms, biases and embeddings are not decayed.
+    """
+
+    def __init__(self, *args, learning_rates: dict[str, float], **kwargs):
+        super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs = False  # the loss below is already a mean
+        self.learning_rates = learning_rates
+        freeze_except(self.model, learning_rates)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            groups = parameter_groups(self.model, self.learning_rates, self.args.weight_decay)
+            self.optimizer = torch.optim.AdamW(groups, betas=(self.args.adam_beta1, self.args.adam_beta2), eps=self.args.adam_epsilon)
+        return self.optimizer
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        inputs = dict(inputs)
+        labels, segments = inputs.pop("labels"), inputs.pop("segments")
+        backbone = self.accelerator.unwrap_model(model).model
+        positions, _ = backbone.get_rope_index(
+            inputs["input_ids"],
+            backbone.token_types(inputs["input_ids"]),
+            video_grid_thw=inputs.get("video_grid_thw"),
+            image_grid_thw=inputs.get("image_grid_thw"),
+            attention_mask=(segments >= 0).long(),
+        )
+        # logits only where some row has an answer token to predict
+        targets = labels[:, 1:]
+        keep = (targets != IGNORE).any(dim=0).nonzero().squeeze(1)
+        outputs = model(
+            **inputs,
+            attention_mask=packed_mask(segments),
+            position_ids=packed_positions(positions, segments),
+            logits_to_keep=keep,
+            use_cache=False,
+        )
+        loss = nn.functional.cross_entropy(
+            outputs.logits.float().flatten(0, 1), targets[:, keep].flatten(), ignore_index=IGNORE
+        )
+        return (loss, outputs) if return_outputs else loss
+
+
+def _rate(name: str, learning_rates: dict[str, float]) -> float | None:
+    prefixes = [prefix for prefix in learning_rates if name.startswith(prefix)]
+    return learning_rates[max(prefixes, key=len)] if prefixes else None
+
+
+def freeze_except(model: nn.Module, learning_rates: dict[str, float]) -> None:
+    """Let only parameters with a learning rate train. A prefix that names no parameter is an error."""
+    names = [name for name, _ in model.named_parameters()]
+    for prefix in learning_rates:
+        if not any(name.startswith(prefix) for name in names):
+            parts = sorted({".".join(name.split(".")[:2]) for name in names})
+            raise ValueError(f"learning_rates: found {prefix!r}, expected the beginning of a parameter name such as {parts}")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(bool(_rate(name, learning_rates)))
+
+
+def parameter_groups(model: nn.Module, learning_rates: dict[str, float], weight_decay: float) -> list[dict]:
+    """Optimizer groups by learning rate; only matrices are decayed."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decay = weight_decay if parameter.ndim >= 2 and "embed" not in name else 0.0
+            groups.setdefault((_rate(name, learning_rates), decay), []).append(parameter)
+    return [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()]
