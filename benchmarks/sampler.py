@@ -15,8 +15,13 @@ import numpy as np
 import torch
 
 from allocentric.sampling import (
-    VOXELS_ACROSS, _bounding_box, _valid_points, greedy_coverage, space_aware, voxel_bitmap,
-)  # fmt: skip
+    VOXELS_ACROSS,
+    _bounding_box,
+    _valid_points,
+    greedy_coverage,
+    space_aware,
+    voxel_bitmap,
+)
 
 # ------------------------------------------------------------------------------------------ the baseline, in the published pattern
 
@@ -126,7 +131,8 @@ def main() -> None:
                         run()
                     seconds[name, i].append((time.process_time() - start) / repeat)
 
-    print(f"{args.frames} frames of {args.size[0]}x{args.size[1]}, k = {args.k}, {ours.total_voxels} voxels; same frames, same order")
+    height, width = args.size
+    print(f"{args.frames} frames of {height}x{width}, k = {args.k}, {ours.total_voxels} voxels; same frames, same order")
     print(f"{'step':<20}{'published':>12}{'ours':>12}{'ratio':>9}")
     for name in steps:
         mine = statistics.median(seconds[name, 1])

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from allocentric.encoders.vggt import VGGTConfig
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
@@ -19,6 +18,7 @@ from transformers import (
 )
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from allocentric.encoders.vggt import VGGTConfig
 from allocentric.fusion.addition import AdditionConnector, group_tokens
 from allocentric.models import (
     SpatialMLLMConfig,
@@ -248,6 +248,27 @@ def test_connector_of_v1_0_has_a_second_mlp():
     assert (connector(x) - y).abs().max() < 1e-6
 
 
+@pytest.mark.parametrize(("layout", "connector"), [("v1.1", 302_024_704), ("v1.0", 310_419_456)])
+def test_parameters_of_the_released_size(layout, connector):
+    """Spatial-MLLM on Qwen2.5-VL-3B and VGGT-1B has the published number of parameters in every part."""
+    text = {"vocab_size": 151936, "hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36}
+    text |= {"num_attention_heads": 16, "num_key_value_heads": 2}
+    vision = {"hidden_size": 1280, "out_hidden_size": 2048}
+    with torch.device("meta"):
+        model = SpatialMLLMForConditionalGeneration(
+            SpatialMLLMConfig(text_config=text, vision_config=vision, connector_config={"layout": layout}, tie_word_embeddings=True)
+        )
+
+    def count(part):
+        return sum(p.numel() for p in part.parameters())
+
+    assert count(model.model.connector) == connector
+    assert count(model.model.language_model) == 3_085_938_688
+    assert count(model.model.visual.merger) == 36_708_608
+    assert count(model.model.visual) == 631_975_680 + 36_708_608
+    assert count(model.model.spatial_encoder) == 909_112_320 - 1024  # without DINOv2's mask token, which is never used
+
+
 # ---- batches ----
 
 
@@ -354,6 +375,17 @@ def test_text_goes_on_behind_the_last_time_step_and_generation_agrees_with_prefi
         again.pop("mm_token_type_ids")
         whole = model(**again).logits[0, -4:-1]
     assert (torch.cat(steps.logits) - whole).abs().max() < 1e-5 * whole.abs().max()
+
+
+def test_vision_tokens_that_do_not_fit_their_grids_are_refused(model, processor):
+    inputs = processor(text=["ab<|video_pad|>cd"], videos=[frames(4)])  # 12 tokens
+    with pytest.raises(ValueError, match="prompt 0: found 12 video tokens in a row, expected 18 by video_grid_thw"):
+        model(**{**inputs, "video_grid_thw": torch.tensor([[3, 4, 6]]), "pixel_values_videos": None})
+    with pytest.raises(ValueError, match="prompt 0: found 6 video tokens in a row, expected 0 by video_grid_thw"):
+        model(**{**inputs, "video_grid_thw": torch.tensor([[1, 4, 6]]), "pixel_values_videos": None})
+    two = processor(text=["<|image_pad|><|image_pad|>"], images=list(frames(2)))
+    with pytest.raises(ValueError, match="image tokens: found 12 in the prompts, expected 6 by the grids"):
+        model(**{**two, "image_grid_thw": two["image_grid_thw"][:1], "pixel_values": two["pixel_values"][:24]})
 
 
 # ---- features kept from earlier ----
@@ -594,6 +626,19 @@ def test_a_released_checkpoint_that_does_not_fit_is_an_error(tmp_path):
         load_spatial_mllm(folder, spatial_config=VGGTConfig.tiny())
     assert "missing ['model.connector.mlp.2.bias']" in str(error.value)
     assert "unexpected ['connector.extra']" in str(error.value) or "unexpected ['model.connector.extra']" in str(error.value)
+
+
+def test_processor_of_a_released_folder(tmp_path):
+    """The released folders carry one preprocessor config for images and videos, with bounds no video was trained at."""
+    tiny_processor().tokenizer.save_pretrained(tmp_path)
+    mean, std = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+    released = {"min_pixels": 3136, "max_pixels": 12845056, "patch_size": 14, "temporal_patch_size": 2, "merge_size": 2}
+    released |= {"image_mean": mean, "image_std": std, "image_processor_type": "Qwen2VLImageProcessor"}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(released | {"processor_class": "Qwen2_5_VLProcessor"}))
+    clip = torch.zeros(2, 3, 1080, 1920, dtype=torch.uint8)
+    for clamp, grid in (("qwen", [1, 40, 72]), ("training", [1, 30, 54]), (None, [1, 78, 138])):
+        processor = SpatialMLLMProcessor.from_pretrained(tmp_path, pixel_clamp=clamp)
+        assert processor(text=["<|video_pad|>"], videos=[clip])["video_grid_thw"].tolist() == [grid]
 
 
 def test_plain_qwen_is_not_taken_for_spatial_mllm(tmp_path):

@@ -1,1 +1,46 @@
-"""Allocentric: what a camera saw, turned into knowledge of the place."""
+"""Allocentric: what a camera saw, turned into knowledge of the place.
+
+    model = allocentric.load()
+    scene = model.watch("room.mp4")
+    scene.ask("How many chairs are in this room?")
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from allocentric.answer import Answer
+    from allocentric.geometry.boxes import Box3D
+    from allocentric.model import Model, load
+    from allocentric.models.scene import Scene
+    from allocentric.readers import open_views
+    from allocentric.sampling import sample
+    from allocentric.scenes import AnnotatedScene
+    from allocentric.views import Views
+
+__version__ = "0.1.0"
+__all__ = ["AnnotatedScene", "Answer", "Box3D", "Model", "Scene", "Views", "load", "open_views", "sample"]
+
+_HOME = {
+    "AnnotatedScene": "scenes",
+    "Answer": "answer",
+    "Box3D": "geometry.boxes",
+    "Model": "model",
+    "Scene": "models.scene",
+    "Views": "views",
+    "load": "model",
+    "open_views": "readers",
+    "sample": "sampling",
+}
+
+
+def __getattr__(name: str):
+    """Public names are imported when they are first used: `allo --help` need not wait for torch."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'allocentric' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"allocentric.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

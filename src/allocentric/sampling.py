@@ -64,7 +64,7 @@ def space_aware(
     confidence: Float[Tensor, "t h w"] | None = None,
     mask: Bool[Tensor, "t h w"] | None = None,
     mode: Literal["fill", "reference"] = "fill",
-    voxel_size: float | None = None,
+    voxel_size: float | int | None = None,
     times: Float[Tensor, " t"] | None = None,
     keep_first: bool = False,
 ) -> Selection:
@@ -151,7 +151,8 @@ def coverage(seen: np.ndarray, indices: Sequence[int]) -> list[float]:
     return [float(n) / max(total, 1) for n in _count(together)]
 
 
-def _count(bits: np.ndarray) -> np.ndarray:
+def _count(bits: np.ndarray) -> np.ndarray | np.int64:
+    """Set bits of each row."""
     return np.bitwise_count(bits).sum(axis=-1, dtype=np.int64)
 
 
@@ -163,7 +164,7 @@ def _valid_points(
     confidence: Float[Tensor, "t h w"] | None,
     mask: Bool[Tensor, "t h w"] | None,
     only_finite: bool,
-) -> list[Float[Tensor, "n 3"]]:
+) -> list[Float[Tensor, "_ 3"]]:
     """The points of each frame that count, float32."""
     points = points.detach().float().reshape(len(points), -1, 3)
     keep = None if mask is None else mask.reshape(len(points), -1)
@@ -218,7 +219,7 @@ def _median(values: Float[Tensor, "*n"]) -> np.float32:
 Box = tuple[np.ndarray, np.ndarray, np.float32]  # lowest corner (3,), highest corner (3,), shortest side, all float32
 
 
-def _bounding_box(valid: list[Float[Tensor, "n 3"]]) -> Box:
+def _bounding_box(valid: list[Float[Tensor, "_ 3"]]) -> Box:
     """Of all points, as published."""
     lows, highs = zip(*(_extremes(v) for v in valid if len(v)), strict=True)
     low, high = np.min(lows, axis=0), np.max(highs, axis=0)
@@ -240,7 +241,7 @@ def _extremes(points: Float[Tensor, "n 3"]) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([*low, rest]).min(axis=0), np.concatenate([*high, rest]).max(axis=0)
 
 
-def _bulk_box(valid: list[Float[Tensor, "n 3"]], tail: float = 1.0) -> Box:
+def _bulk_box(valid: list[Float[Tensor, "_ 3"]], tail: float = 1.0) -> Box:
     """Of the scene's bulk: outer 1% percentiles of each axis, then half as far again on each side.
 
     The percentiles set the scale and no stray point moves them. The margin takes back walls and ceilings that are real but rarely
@@ -256,9 +257,11 @@ def _bulk_box(valid: list[Float[Tensor, "n 3"]], tail: float = 1.0) -> Box:
 
 
 def voxel_bitmap(
-    valid: list[Float[Tensor, "n 3"]], low: np.ndarray, high: np.ndarray, size: np.float32
+    valid: list[Float[Tensor, "_ 3"]], low: np.ndarray, high: np.ndarray, size: np.float32
 ) -> np.ndarray:
-    """Which voxels each frame's points fall into: one packed row a frame, uint64 (T, words). Points outside the box are left out.
+    """Which voxels each frame's points fall into: one packed row a frame, one bit for each voxel any frame sees, uint64 (T, words).
+
+    Points outside the box are left out.
 
     The arithmetic is the published one, float32 and in its order (subtract, divide, floor), so that a point on the edge of a
     voxel falls on the same side.
@@ -273,19 +276,22 @@ def voxel_bitmap(
         dims = dims.astype(np.int64)
     strides = np.array([dims[1] * dims[2], dims[2], 1])
     if np.prod(dims) <= DENSE_VOXELS:
-        rows = np.zeros((len(valid), -(-int(np.prod(dims)) // 64) * 64), dtype=bool)
+        rows = np.zeros((len(valid), np.prod(dims)), dtype=bool)
         if valid[0].device.type == "cpu":
             for row, points in zip(rows, valid, strict=True):
                 row[_keys(points.numpy(), low, high, size, strides)] = True
         else:
             rows = _scatter(valid, low, high, size, strides, rows.shape[1])
+        rows = rows[:, rows.any(axis=0)]  # most of a room is air: a pick is the quicker for not looking there
     else:
         keys = [np.unique(_keys(points.cpu().numpy(), low, high, size, strides)) for points in valid]
         names = np.unique(np.concatenate(keys))
-        rows = np.zeros((len(valid), -(-len(names) // 64) * 64), dtype=bool)
+        rows = np.zeros((len(valid), len(names)), dtype=bool)
         for row, key in zip(rows, keys, strict=True):
             row[np.searchsorted(names, key)] = True
-    return np.packbits(rows, axis=1).view(np.uint64)
+    padded = np.zeros((len(rows), -(-rows.shape[1] // 64) * 64), dtype=bool)
+    padded[:, : rows.shape[1]] = rows
+    return np.packbits(padded, axis=1).view(np.uint64)
 
 
 def _keys(points: np.ndarray, low: np.ndarray, high: np.ndarray, size: np.float32, strides: np.ndarray) -> np.ndarray:
@@ -310,7 +316,7 @@ def _all_inside(points: np.ndarray, low: np.ndarray, high: np.ndarray) -> bool:
 
 
 def _scatter(
-    valid: list[Float[Tensor, "n 3"]], low: np.ndarray, high: np.ndarray, size: np.float32, strides: np.ndarray, cells: int
+    valid: list[Float[Tensor, "_ 3"]], low: np.ndarray, high: np.ndarray, size: np.float32, strides: np.ndarray, cells: int
 ) -> np.ndarray:
     """The dense rows, computed where the points are (a GPU)."""
     device = valid[0].device
@@ -420,7 +426,7 @@ def sample(
     model: torch.nn.Module | None = None,
     source: Literal["auto", "measured", "point_head", "depth_camera"] = "auto",
     width: int = 518,
-    voxel_size: float | None = None,
+    voxel_size: float | int | None = None,
     max_side: int | None = None,
     **options,
 ) -> tuple[Selection | None, Views]:

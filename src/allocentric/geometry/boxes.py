@@ -35,8 +35,8 @@ def footprint_corners(boxes: Float[np.ndarray, "*batch 7"]) -> Float[np.ndarray,
     return boxes[..., None, 0:2] + offsets
 
 
-def box_distance(a: Float[np.ndarray, "*#batch 7"], b: Float[np.ndarray, "*#batch 7"]) -> Float[np.ndarray, "..."]:
-    """Exact distance in metres between the closest points of two upright boxes; 0 when they touch or overlap.
+def box_distance(a: Float[np.ndarray, "n 7"], b: Float[np.ndarray, "n 7"]) -> Float[np.ndarray, " n"]:
+    """Exact distance in metres between the closest points of each two upright boxes; 0 when they touch or overlap.
 
     An upright box is a footprint times a height interval, so the squared distance is the sum of the two parts. Two disjoint
     rectangles are closest at a corner of one of them.

@@ -165,7 +165,7 @@ def unpatchify(
 
 
 class SpatialMLLMModel(Qwen2_5_VLModel):
-    """Qwen2.5-VL's backbone with `get_video_features` and `get_image_features` replaced, and nothing else."""
+    """Qwen2.5-VL's backbone; what differs is in the hook, `get_video_features` and `get_image_features`."""
 
     config: SpatialMLLMConfig
 
@@ -223,10 +223,10 @@ class SpatialMLLMModel(Qwen2_5_VLModel):
         tokens: list[Tensor | None] = [None] * len(scenes)
         for _, same in groupby(sorted(range(len(views)), key=lambda i: views[i].shape), key=lambda i: views[i].shape):
             same = list(same)
-            batch = torch.stack([views[i] for i in same]).to(self.dtype)
+            batch = torch.stack([views[i] for i in same])
             (layer,) = self.spatial_encoder(batch, layers=(connector.spatial_embeds_layer_idx,))
-            special = 1 + self.config.spatial_config.num_register_tokens  # camera and register tokens stay out
-            for i, scene_tokens in zip(same, layer[:, :, special:], strict=True):
+            patches = layer[:, :, self.config.spatial_config.special_tokens :]  # camera and register tokens stay out
+            for i, scene_tokens in zip(same, patches, strict=True):
                 tokens[i] = scene_tokens.repeat_interleave(repeats, dim=0)
 
         grouped: list[Tensor | None] = [None] * len(rows)
@@ -315,14 +315,15 @@ class SpatialMLLMModel(Qwen2_5_VLModel):
         text behind a long video would share positions with its frames, and generation would disagree with prefill.
         """
         vision = self.config.vision_config
-        grids = {1: iter(image_grid_thw if image_grid_thw is not None else ()), 2: iter(())}
-        intervals = iter(())
-        if video_grid_thw is not None:
-            grids[2] = iter(video_grid_thw)
-            seconds = [1.0] * len(video_grid_thw) if second_per_grid_ts is None else second_per_grid_ts
-            intervals = (vision.tokens_per_second * float(s) for s in seconds)
-            if self.config.mrope_time_step is not None:
-                intervals = iter([self.config.mrope_time_step] * len(video_grid_thw))
+        images = () if image_grid_thw is None else image_grid_thw
+        videos = () if video_grid_thw is None else video_grid_thw
+        if self.config.mrope_time_step is not None:
+            intervals = [self.config.mrope_time_step] * len(videos)
+        elif second_per_grid_ts is not None:
+            intervals = [vision.tokens_per_second * float(seconds) for seconds in second_per_grid_ts]
+        else:
+            intervals = [vision.tokens_per_second] * len(videos)
+        seen = {1: zip(images, [1] * len(images), strict=True), 2: zip(videos, intervals, strict=True)}
 
         positions = torch.zeros(3, *input_ids.shape, dtype=torch.long, device=input_ids.device)
         deltas = torch.zeros(len(input_ids), 1, dtype=torch.long, device=input_ids.device)
@@ -335,7 +336,13 @@ class SpatialMLLMModel(Qwen2_5_VLModel):
                     if kind == 0:
                         part = torch.arange(left, device=input_ids.device).expand(3, -1)
                     else:
-                        grid, interval = next(grids[kind]), next(intervals) if kind == 2 else 1
+                        grid, interval = next(seen[kind], (None, None))
+                        count = 0 if grid is None else int(grid.prod()) // vision.spatial_merge_size**2
+                        if not 0 < count <= left:
+                            name = "image" if kind == 1 else "video"
+                            raise ValueError(
+                                f"prompt {row}: found {left} {name} tokens in a row, expected {count} by {name}_grid_thw"
+                            )
                         part = self.get_vision_position_ids(
                             0, grid, 1, vision.spatial_merge_size, interval, device=input_ids.device
                         )
@@ -401,15 +408,15 @@ RELEASED_NAMES = {
     r"^vggt_embedding_merger\.vgg_to_language_mlp\.0\.": "model.connector.refine.1.",
     r"^vggt_embedding_merger\.vgg_to_language_mlp\.2\.": "model.connector.refine.3.",
 }
-# VGGT's task heads ride along in the released files; the language model never reads them.
-UNUSED_HEADS = r"^(spatial_encoder\.vggt_model|vggt)\.(camera|point|depth|track)_head\."
+# What rides along in the released files and the language model never reads: VGGT's task heads, DINOv2's training mask.
+UNUSED = [r"^(spatial_encoder\.vggt_model|vggt)\.(camera|point|depth|track)_head\.", r"\.patch_embed\.mask_token$"]
 
 
 class SpatialMLLMForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
     """Spatial-MLLM with its language-model head: loss, `generate`, `save_pretrained`, PEFT as for Qwen2.5-VL."""
 
     config: SpatialMLLMConfig
-    _keys_to_ignore_on_load_unexpected = [UNUSED_HEADS]  # noqa: RUF012
+    _keys_to_ignore_on_load_unexpected = UNUSED
 
     @classmethod
     def from_pretrained(cls, path, *args, **kwargs):

@@ -32,7 +32,7 @@ from allocentric.views import Views, check_views, pose_fault
 
 NO_MEASUREMENT = 65535
 COLOR_SUFFIXES = (".color.jpg", ".color.png", ".color.jpeg")
-# Room-scale depth cameras see 0.3 to 8 m. A median outside that is another unit (TUM files 5000 per metre, some files metres * 10^4).
+# Metres. Room-scale depth cameras see 0.3 to 8 m; a median outside that is another unit (TUM's files count 5000 to the metre).
 PLAUSIBLE_MEDIAN = (0.3, 8.0)
 
 

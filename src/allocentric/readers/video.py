@@ -6,6 +6,7 @@ so that memory does not grow with the length of the video.
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from os import PathLike
 from pathlib import Path
 
@@ -88,7 +89,7 @@ class VideoFile:
             if end_of_file < 0.95 * announced - 1.0:
                 raise ValueError(f"{self.path}: truncated: {announced:.1f} s are announced, {end_of_file:.1f} s are there")
 
-        # Raw streams and AVI give no presentation times: such a file is read from its start, frames counted as the decoder shows them.
+        # Raw streams and AVI give no presentation times: they are read from the start, frames counted as the decoder shows them.
         self._pts = sorted(set(shown)) if ordered else None
         self._number = {pts: i for i, pts in enumerate(self._pts)} if ordered else {}
         self._keys = sorted(keys)
@@ -125,7 +126,7 @@ class VideoFile:
         Skips ahead to the last key frame before the next wanted frame, and decodes from there.
         """
         wanted = chosen_frames(list(indices), self.num_frames, str(self.path))
-        if any(b < a for a, b in zip(wanted, wanted[1:], strict=False)):
+        if any(b < a for a, b in pairwise(wanted)):
             order = {i: row for row, i in enumerate(sorted(set(wanted)))}
             ascending = list(self.read(list(order), max_side))
             yield from (ascending[order[i]] for i in wanted)

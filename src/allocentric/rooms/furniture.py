@@ -34,7 +34,7 @@ def _hue(rng: Rng, s: tuple[float, float] = (0.15, 0.75), v: tuple[float, float]
 def wood(rng: Rng) -> Material:
     """A wood, stained or painted."""
     c = _jitter(rng, _WOODS[rng.integers(len(_WOODS))], 0.06) if rng.random() < 0.85 else _hue(rng, (0.2, 0.6), (0.3, 0.8))
-    return Material(c, _shade(c, 0.78), "grain", rng.uniform(0.04, 0.09))
+    return Material(c, _shade(c, rng.uniform(0.8, 0.97)), "grain", rng.uniform(0.03, 0.07))
 
 
 def fabric(rng: Rng, plain: float = 0.6) -> Material:
@@ -361,7 +361,7 @@ def desk(rng: Rng) -> Mesh:
     return m
 
 
-def tv(rng: Rng) -> Mesh:
+def tv(rng: Rng, feet: bool = True) -> Mesh:
     m, w = Mesh(), rng.uniform(0.7, 1.6)
     h = w * 0.575
     z0 = 0.06
@@ -369,7 +369,7 @@ def tv(rng: Rng) -> Mesh:
     on = rng.random() < 0.4
     screen = Material(_hue(rng, (0.2, 0.7), (0.3, 0.8)), _hue(rng), "art", 0.25, 0.5) if on else Material((0.09, 0.10, 0.12))
     m.box((-w / 2 + 0.025, w / 2 - 0.025), (0.02, 0.024), (z0 + 0.03, z0 + h - 0.025), screen)
-    for s in (-1, 1):
+    for s in (-1, 1) if feet else ():
         m.box((s * w * 0.3 - 0.02, s * w * 0.3 + 0.02), (-0.11, 0.11), (0, 0.02), DARK)
         m.box((s * w * 0.3 - 0.015, s * w * 0.3 + 0.015), (-0.02, 0.01), (0, z0), DARK)
     return m
@@ -838,6 +838,16 @@ def clock(rng: Rng) -> Mesh:
     return m
 
 
+def tv_hung(rng: Rng) -> Mesh:
+    return tv(rng, feet=False)
+
+
+def pillow_propped(rng: Rng) -> Mesh:
+    m = pillow(rng)
+    m.turn(0, "x", rng.uniform(1.0, 1.25))
+    return m
+
+
 def pillow(rng: Rng) -> Mesh:
     m, w, d = Mesh(), rng.uniform(0.38, 0.7), rng.uniform(0.32, 0.46)
     mat = fabric(rng, 0.5) if rng.random() < 0.75 else Material(_hue(rng, (0, 0.1), (0.85, 0.98)))
@@ -1040,7 +1050,7 @@ def door(rng: Rng, height: float = 2.0) -> Mesh:
                 x = sorted((s * w * 0.06, s * w * 0.4))
                 m.box((x[0], x[1]), (0.02, 0.028), z, panel)
     elif kind == 1:
-        m.box((-w * 0.36, w * 0.36), (0.02, 0.028), (h * 0.55, h - 0.15), Material((0.72, 0.8, 0.84), glow=0.3))
+        m.box((-w * 0.36, w * 0.36), (0.02, 0.028), (h * 0.55, h - 0.15), Material((0.62, 0.70, 0.74)))
         m.box((-w * 0.36, w * 0.36), (0.02, 0.028), (0.15, h * 0.45), panel)
     x = w * 0.41 * (1 if rng.random() < 0.5 else -1)
     m.tube((x, 0.02, 1.0), (x, 0.065, 1.0), 0.016, CHROME)
@@ -1090,53 +1100,53 @@ class Kind:
 _TOPS = ("table", "desk", "dresser", "coffee table", "nightstand", "tv stand")
 
 CATALOG: dict[str, Kind] = {
-    "armchair": Kind(armchair, "wall", 5),
-    "backpack": Kind(backpack, "loose", 5, on=("sofa", "bed", "table"), weight=0.8),
+    "armchair": Kind(armchair, "wall", 6),
+    "backpack": Kind(backpack, "loose", 6, on=("sofa", "bed", "table"), weight=0.8),
     "ball": Kind(ball, "loose", 6),
     "bathtub": Kind(bathtub, "wall", 2),
     "bed": Kind(bed, "wall", 3, weight=1.3),
-    "bicycle": Kind(bicycle, "wall", 4),
+    "bicycle": Kind(bicycle, "wall", 5),
     "bookshelf": Kind(bookshelf, "wall", 6, weight=1.3),
     "box": Kind(box, "loose", 6),
     "chair": Kind(chair, "loose", 6, near=("table", "desk"), weight=1.5),
-    "clock": Kind(clock, "hang", 5, hang=(1.5, 1.9)),
-    "coat rack": Kind(coat_rack, "wall", 4),
-    "coffee table": Kind(coffee_table, "free", 4, near=("sofa",)),
+    "clock": Kind(clock, "hang", 6, hang=(1.5, 1.9)),
+    "coat rack": Kind(coat_rack, "wall", 6),
+    "coffee table": Kind(coffee_table, "free", 6, near=("sofa",)),
     "crib": Kind(crib, "wall", 3),
-    "desk": Kind(desk, "wall", 4, weight=1.3),
-    "dresser": Kind(dresser, "wall", 4, weight=1.2),
+    "desk": Kind(desk, "wall", 5, weight=1.3),
+    "dresser": Kind(dresser, "wall", 5, weight=1.2),
     "fan": Kind(fan, "loose", 6),
     "fireplace": Kind(fireplace, "wall", 1),
-    "fish tank": Kind(fish_tank, "wall", 4),
+    "fish tank": Kind(fish_tank, "wall", 5),
     "floor lamp": Kind(floor_lamp, "wall", 6),
     "guitar": Kind(guitar, "wall", 6),
-    "ladder": Kind(ladder, "loose", 3),
+    "ladder": Kind(ladder, "loose", 5),
     "laptop": Kind(laptop, "free", 6, on=("desk", "table", "coffee table", "bed"), only_on=True),
-    "microwave": Kind(microwave, "free", 4, on=("table", "dresser", "desk"), only_on=True),
-    "mirror": Kind(mirror, "hang", 5, hang=(0.15, 1.0)),
+    "microwave": Kind(microwave, "free", 6, on=("table", "dresser", "desk"), only_on=True),
+    "mirror": Kind(mirror, "hang", 6, hang=(0.15, 1.0)),
     "monitor": Kind(monitor, "free", 6, on=("desk", "table"), only_on=True),
     "nightstand": Kind(nightstand, "wall", 6, near=("bed",)),
     "piano": Kind(piano, "wall", 2),
     "picture": Kind(picture, "hang", 6, hang=(1.2, 1.6)),
     "pillow": Kind(pillow, "free", 6, on=("bed", "sofa", "armchair"), only_on=True),
     "plant": Kind(plant, "wall", 6, weight=1.2),
-    "radiator": Kind(radiator, "wall", 5),
-    "refrigerator": Kind(refrigerator, "wall", 3),
+    "radiator": Kind(radiator, "wall", 6),
+    "refrigerator": Kind(refrigerator, "wall", 5),
     "rug": Kind(rug, "free", 4),
-    "sink": Kind(sink, "wall", 4),
+    "sink": Kind(sink, "wall", 5),
     "sofa": Kind(sofa, "wall", 3, weight=1.3),
     "stool": Kind(stool, "loose", 6, near=("table", "piano")),
-    "stove": Kind(stove, "wall", 3),
+    "stove": Kind(stove, "wall", 5),
     "suitcase": Kind(suitcase, "loose", 6),
-    "table": Kind(table, "free", 4, weight=1.4),
+    "table": Kind(table, "free", 5, weight=1.4),
     "table lamp": Kind(table_lamp, "free", 6, on=_TOPS, only_on=True),
-    "toilet": Kind(toilet, "wall", 3),
+    "toilet": Kind(toilet, "wall", 5),
     "trash bin": Kind(trash_bin, "wall", 6),
     "treadmill": Kind(treadmill, "wall", 2),
-    "tv": Kind(tv, "hang", 4, on=("tv stand", "dresser"), hang=(0.9, 1.4)),
+    "tv": Kind(tv, "hang", 5, on=("tv stand", "dresser"), hang=(0.9, 1.4)),
     "tv stand": Kind(tv_stand, "wall", 4),
     "wardrobe": Kind(wardrobe, "wall", 4, weight=1.2),
-    "washer": Kind(washer, "wall", 5),
+    "washer": Kind(washer, "wall", 6),
 }
 
 # Doors and windows belong to the walls; they are annotated like everything else.

@@ -31,9 +31,7 @@ class AbsoluteDistance(VSITask):
             pair = int(np.argmin(np.where(left, np.abs(meters - wanted), np.inf)))
             left[pair] = False
             a, b = (scene.objects[i].label for i in rng.permutation([first[pair], second[pair]]))
-            text = (
-                f"Measuring from the closest point of each object, what is the distance between the {a} and the {b} (in meters)?"
-            )
+            text = f"Measuring from the closest point of each object, what is the distance between the {a} and the {b} (in meters)?"
             questions.append(Question(self.name, scene.name, text, (), f"{meters[pair]:.1f}", (a, b)))
         return questions
 
@@ -43,4 +41,4 @@ def distance(scene: AnnotatedScene, a: str, b: str) -> float:
 
     Exact, where VSI-Bench takes the least distance between points sampled in the two boxes and so comes out a little higher.
     """
-    return float(box_distance(*boxes_to_array([the_box(scene, a), the_box(scene, b)])))
+    return float(box_distance(boxes_to_array([the_box(scene, a)]), boxes_to_array([the_box(scene, b)]))[0])

@@ -40,10 +40,7 @@ class AppearanceOrder(VSITask):
             orders = list(permutations(correct))
             wrong = [orders[i] for i in rng.permutation(np.arange(1, len(orders)))[:3]]
             options = [", ".join(order) for order in (correct, *wrong)]
-            text = (
-                "What will be the first-time appearance order of the following categories in the video: "
-                f"{', '.join(asked)}?"
-            )
+            text = f"What will be the first-time appearance order of the following categories in the video: {', '.join(asked)}?"
             shuffled = rng.permutation(options).tolist()
             questions.append(multiple_choice(self.name, scene, text, shuffled, options[0], tuple(asked)))
         return questions
@@ -58,9 +55,7 @@ def first_frames(scene: AnnotatedScene, labels: list[str], threshold: float = VI
     return np.where(shown.any(0), shown.argmax(0), inf)
 
 
-def _draw_four(
-    usable: np.ndarray, noticed: np.ndarray, shown: np.ndarray, rng: np.random.Generator
-) -> list[int] | None:
+def _draw_four(usable: np.ndarray, noticed: np.ndarray, shown: np.ndarray, rng: np.random.Generator) -> list[int] | None:
     """Four categories whose order is strict, and the same for both thresholds."""
     chosen: list[int] = []
     for i in rng.permutation(usable).tolist():

@@ -18,8 +18,7 @@ class ObjectSize(VSITask):
         for i in rng.permutation(unique_objects(scene))[:limit]:
             label = scene.objects[i].label
             text = (
-                "What is the length of the longest dimension (length, width, or height) "
-                f"of the {label}, measured in centimeters?"
+                f"What is the length of the longest dimension (length, width, or height) of the {label}, measured in centimeters?"
             )
             answer = str(round(longest_side(scene, label) * 100))
             questions.append(Question(self.name, scene.name, text, (), answer, (label,)))

@@ -56,27 +56,25 @@ class RelativeDirection(VSITask):
                 answer = ANSWERS[level][sectors[level][triple]]
                 labels = tuple(scene.objects[unique[i]].label for i in triple)
                 options = rng.permutation(ANSWERS[level]).tolist()
-                questions.append(
-                    multiple_choice(f"{self.name}_{level}", scene, _text(level, *labels), options, answer, labels)
-                )
+                questions.append(multiple_choice(f"{self.name}_{level}", scene, _text(level, *labels), options, answer, labels))
         return questions
 
 
 def direction_angle(scene: AnnotatedScene, standing: str, facing: str, query: str) -> float:
     """Radians to turn, counter-clockwise, from facing one object to facing another; centres seen from above."""
     points = np.array([the_box(scene, label).center[:2] for label in (standing, facing, query)])
-    bearing = bearings(points)
-    return float(wrap(bearing[0, 2] - bearing[0, 1]))
+    to_facing, to_query = bearings(points)[0, 1:]
+    return math.remainder(to_query - to_facing, math.tau)
 
 
 def sector(level: str, angle: Float[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
     """Which of `ANSWERS[level]` an angle in radians means."""
-    right = np.asarray(angle < 0, dtype=np.int64)
+    right = (angle < 0).astype(np.int64)
     if level == "easy":
         return right
     if level == "medium":
         return np.where(np.abs(angle) >= math.radians(135), 2, right)
-    return right + 2 * (np.abs(angle) > math.radians(90))
+    return np.where(np.abs(angle) > math.radians(90), 2, 0) + right
 
 
 def _angles(scene: AnnotatedScene, unique: np.ndarray) -> np.ndarray:
@@ -116,8 +114,7 @@ def _text(level: str, standing: str, facing: str, query: str) -> str:
         return start + f"the left or the right of the {facing}?"
     if level == "medium":
         return start + (
-            "my left, right, or back?\n"
-            "An object is to my back if I would have to turn at least 135 degrees in order to face it."
+            "my left, right, or back?\nAn object is to my back if I would have to turn at least 135 degrees in order to face it."
         )
     return start + (
         "my front-left, front-right, back-left, or back-right?\n"

@@ -55,25 +55,16 @@ def category_distances(scene: AnnotatedScene, anchor: str, labels: list[str]) ->
     return np.array([from_anchor[indices_of(scene, label)].min() for label in labels])
 
 
-def _draw_options(
-    labels: list[str], distances: np.ndarray, anchor: str, rng: np.random.Generator
-) -> list[str] | None:
+def _draw_options(labels: list[str], distances: np.ndarray, anchor: str, rng: np.random.Generator) -> list[str] | None:
     """Four labels, the closest one first and all clearly apart; None when chance or the scene offers none."""
-    usable = [i for i in np.argsort(distances) if labels[i] != anchor and distances[i] >= TOUCHING]
-    chosen: list[int] = []
-    for i in _answer_then_others(usable, rng):
-        if not chosen:
-            chosen = [i]
-        elif distances[i] - distances[chosen[0]] >= WIN_GAP and (np.abs(distances[chosen] - distances[i]) >= GAP).all():
+    by_distance = [i for i in np.argsort(distances).tolist() if labels[i] != anchor and distances[i] >= TOUCHING]
+    if len(by_distance) < 4:
+        return None
+    rank = int(rng.integers(len(by_distance) - 3))  # three farther ones must remain
+    chosen = [by_distance[rank]]
+    for i in rng.permutation(by_distance[rank + 1 :]).tolist():
+        if distances[i] - distances[chosen[0]] >= WIN_GAP and (np.abs(distances[chosen] - distances[i]) >= GAP).all():
             chosen.append(i)
         if len(chosen) == 4:
             return [labels[i] for i in chosen]
     return None
-
-
-def _answer_then_others(by_distance: list[int], rng: np.random.Generator) -> list[int]:
-    """A category that has at least three farther ones, and those in random order."""
-    if len(by_distance) < 4:
-        return []
-    rank = int(rng.integers(len(by_distance) - 3))
-    return [by_distance[rank], *rng.permutation(by_distance[rank + 1 :]).tolist()]

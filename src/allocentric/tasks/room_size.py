@@ -7,10 +7,7 @@ from allocentric.scenes import AnnotatedScene
 from allocentric.tasks.base import Question
 from allocentric.tasks.vsibench import VSITask
 
-TEXT = (
-    "What is the size of this room (in square meters)? \n"
-    "If multiple rooms are shown, estimate the size of the combined space."
-)
+TEXT = "What is the size of this room (in square meters)? \nIf multiple rooms are shown, estimate the size of the combined space."
 
 
 class RoomSize(VSITask):

@@ -1,7 +1,7 @@
 """Route planning: fill in the turns of a walk from object to object."""
 
 import math
-from itertools import product
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -16,111 +16,141 @@ from allocentric.tasks.vsibench import VSITask
 TURNS = ("Turn Left", "Turn Right", "Turn Back")
 SIDEWAYS = math.radians(45), math.radians(135)  # angles that are surely a turn to one side,
 BACK = math.radians(150)  # and from here on surely a turn back
-LEG = 0.8, 8.0  # metres of floor between the two ends of a leg
-STOP_SHORT = 0.2  # metres the robot keeps from what it walks to,
+FACING = 0.3  # metres at least between an object and what one faces when standing by it
+LEG = 0.8, 8.0  # metres of floor between two stops
+STOP_SHORT = 0.2  # metres that a walk keeps from what it leads to,
 HALF_WIDTH = 0.15  # and from what it passes
-LOW, HIGH = 0.15, 1.2  # metres above the floor between which things are in its way
+LOW, HIGH = 0.15, 1.2  # metres above the ground: what lies in between is in the way
+
+
+@dataclass(frozen=True)
+class Walk:
+    """A robot stands by `start` facing `faced`, then goes to each stop. `turns` are indices in TURNS.
+
+    It either turns first, or goes forward first; then `faced` is the first stop.
+    """
+
+    start: int
+    faced: int
+    stops: tuple[int, ...]
+    turns: tuple[int, ...]
+
+    @property
+    def turns_first(self) -> bool:
+        return self.stops[0] != self.faced
 
 
 class RoutePlanning(VSITask):
-    """Walks of one to three turns along unique objects, on free floor, turning only by angles that have one name.
+    """Walks of one to three turns along unique objects, over free floor, turning only by angles that have one name.
 
-    With one turn the options are the three turns; with more, four different sequences of which the wrong ones are random.
-    No sequence turns back twice in a row, neither as answer nor as option.
+    The options are sequences of turns of which each fits some walk in this room, drawn before it is decided which one is
+    asked about; so nothing but the room tells the answer. With one turn they are all three turns.
     """
 
     name = "route_planning"
 
     def make(self, scene: AnnotatedScene, rng: np.random.Generator, limit: int = 1) -> list[Question]:
-        floor_map = _FloorMap(scene)
-        questions: list[Question] = []
-        made = set()
-        for _ in range(2 * limit if len(floor_map.nodes) >= 3 else 0):
+        if len(unique_objects(scene)) < 3:
+            return []
+        paths = Paths(scene)
+        questions: dict[Walk, Question] = {}
+        for _ in range(2 * limit):
             if len(questions) == limit:
                 break
-            count = int(rng.choice([1, 2, 3], p=[0.45, 0.35, 0.2]))  # as often as the benchmark
-            sequences = [s for s in product(range(3), repeat=count) if (2, 2) not in zip(s, s[1:], strict=False)]
-            walk = floor_map.draw_walk(sequences, rng)
-            if walk is None or walk[:2] in made:
-                continue
-            made.add(walk[:2])
-            turns, route, turn_first = walk[2], walk[0], walk[1]
-            wrong = [s for s in sequences if s != turns]
-            chosen = [turns, *(wrong[i] for i in rng.permutation(len(wrong))[: 2 if count == 1 else 3])]
-            options = [", ".join(TURNS[t] for t in s) for s in chosen]
-            labels = tuple(scene.objects[floor_map.nodes[i]].label for i in route)
-            text = _text(labels, turn_first)
-            questions.append(
-                multiple_choice(self.name, scene, text, rng.permutation(options).tolist(), options[0], labels)
-            )
-        return questions
+            count = int(rng.choice(3, p=[0.45, 0.35, 0.2])) + 1  # about as often as in the benchmark
+            turns_first = bool(rng.integers(2))
+            fitting = paths.fitting_turns(count, turns_first)
+            options = [fitting[i] for i in rng.permutation(len(fitting))[: 3 if count == 1 else 4]]
+            walk = paths.draw(options[0], turns_first, rng) if len(options) == (3 if count == 1 else 4) else None
+            if walk is not None:
+                questions[walk] = self._question(scene, paths, walk, options, rng)
+        return list(questions.values())
+
+    def _question(
+        self, scene: AnnotatedScene, paths: "Paths", walk: Walk, options: list[tuple[int, ...]], rng: np.random.Generator
+    ) -> Question:
+        written = [", ".join(TURNS[t] for t in turns) for turns in options]
+        labels = {i: scene.objects[paths.objects[i]].label for i in (walk.start, walk.faced, *walk.stops)}
+        text = _text(labels[walk.start], labels[walk.faced], [labels[i] for i in walk.stops], walk.turns_first)
+        return multiple_choice(self.name, scene, text, rng.permutation(written).tolist(), written[0], tuple(labels.values()))
 
 
 def turn(angle: Float[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
-    """Index in `TURNS` of a change of heading in radians, counter-clockwise; -1 where it has no clear name."""
+    """Index in TURNS of a change of heading in radians, counter-clockwise; -1 where it has no clear name."""
     sideways = (np.abs(angle) >= SIDEWAYS[0]) & (np.abs(angle) <= SIDEWAYS[1])
     return np.where(np.abs(angle) >= BACK, 2, np.where(sideways, np.where(angle > 0, 0, 1), -1))
 
 
-class _FloorMap:
-    """Which unique objects can be walked between, and which turn each pair of legs needs.
+class Paths:
+    """Which of a scene's unique objects can be walked between, and how one turns on the way.
 
-    nodes           index in `scene.objects` of each place, (u,).
-    turns[x, y, z]  turn when one has come from x to y, or stands at x... see `draw_walk`.
+    objects               index in `scene.objects` of each place, (u,).
+    turning[t][x, y, z]   one who stands by x and faces y can turn by t and go to z.
+    forward[t][x, y, z]   one who stands by x and faces y can go there, turn by t and go to z.
+    onward[t][x, y, z]    one who came from x to y can turn by t and go to z.
     """
 
     def __init__(self, scene: AnnotatedScene):
         boxes = boxes_to_array(o.box for o in scene.objects)
-        ground = min((b[2] - b[5] / 2 for b in boxes), default=0.0)
-        bottom, top = boxes[:, 2] - boxes[:, 5] / 2 - ground, boxes[:, 2] + boxes[:, 5] / 2 - ground
-        obstacle = (bottom < HIGH) & (top > LOW)
+        bottom, top = boxes[:, 2] - boxes[:, 5] / 2, boxes[:, 2] + boxes[:, 5] / 2
+        in_the_way = (bottom - bottom.min() < HIGH) & (top - bottom.min() > LOW)
         unique = unique_objects(scene)
-        self.nodes = unique[obstacle[unique]]
-        places = boxes[self.nodes]
-        bearing = bearings(places[:, :2])
-        self.at_stop = turn(wrap(bearing[None, :, :] - bearing[:, :, None]))  # [x, y, z]: came from x to y, goes on to z
-        self.at_start = turn(wrap(bearing[:, None, :] - bearing[:, :, None]))  # [x, y, z]: at x facing y, goes to z
-        self.facing = pair_distances(scene)[np.ix_(self.nodes, self.nodes)] >= 0.3
-        self.legs, self.in_the_way = _legs(scene, places, boxes[obstacle])
-        # Objects of the route itself are no obstacles to it: `obstacle_of[i]` is the column of node i.
-        self.column_of = np.cumsum(obstacle)[self.nodes] - 1
+        self.objects = unique[in_the_way[unique]]
+        places, column = boxes[self.objects], np.cumsum(in_the_way)[self.objects] - 1
+        is_leg, hits = _legs(scene, places, boxes[in_the_way])
 
-    def draw_walk(self, sequences: list[tuple[int, ...]], rng: np.random.Generator):
-        """(places, whether the first action is a turn, turns) of a random walk; None when none of some tries succeeds."""
-        u = len(self.nodes)
-        for s in rng.permutation(len(sequences))[:6]:
-            turns = sequences[s]
-            for turn_first in rng.permutation([True, False]).tolist():
-                for start in rng.permutation(u * u)[:40].tolist():
-                    a, b = divmod(start, u)
-                    if a == b or not self.facing[a, b]:
-                        continue
-                    if turn_first:
-                        places = self._extend([a], b, turns, rng)
-                    else:
-                        places = self._extend([a, b], None, turns, rng) if self.legs[a, b] and self._free(a, b, {a, b}) else None
-                    if places is not None:
-                        return ((a, b, *places[1:]) if turn_first else (*places,)), turn_first, turns
+        # Obstacles of each leg, its own two ends left out. Having turned back, the robot may pass the place where it was.
+        u = np.arange(len(places))
+        hits_place = hits[:, :, column]
+        obstacles = hits.sum(-1) - hits_place[u[:, None], u, u[:, None]] - hits_place[u[:, None], u, u]
+        free = is_leg & (obstacles == 0)
+        free_after = is_leg & (obstacles - hits_place.transpose(2, 0, 1) == 0)
+
+        bearing = bearings(places[:, :2])
+        at_start = turn(wrap(bearing[:, None, :] - bearing[:, :, None]))
+        at_stop = turn(wrap(bearing[None, :, :] - bearing[:, :, None]))
+        x, y, z = u[:, None, None], u[:, None], u
+        different = (x != y) & (y != z) & (x != z)
+        can_face = different & (pair_distances(scene)[np.ix_(self.objects, self.objects)] >= FACING)[:, :, None]
+        self.onward = [different & free_after & (at_stop == t) for t in range(len(TURNS))]
+        self.forward = [free[:, :, None] & can_face & onward for onward in self.onward]
+        self.turning = [free[:, None, :] & can_face & (at_start == t) for t in range(len(TURNS))]
+
+    def fitting_turns(self, count: int, turns_first: bool) -> list[tuple[int, ...]]:
+        """Sequences of turns that some walk makes, never back twice in a row. (A walk that returns to its start counts here.)"""
+        reached = {  # For each sequence, what its last leg can be.
+            (t,): self.turning[t].any(1) if turns_first else self.forward[t].any(0) for t in range(len(TURNS))
+        }
+        for _ in range(count - 1):
+            reached = {
+                (*turns, t): (last_leg[:, :, None] & self.onward[t]).any(0)
+                for turns, last_leg in reached.items()
+                for t in range(len(TURNS))
+                if (turns[-1], t) != (2, 2)
+            }
+        return [turns for turns, last_leg in reached.items() if last_leg.any()]
+
+    def draw(self, turns: tuple[int, ...], turns_first: bool, rng: np.random.Generator) -> Walk | None:
+        """A random walk with these turns; None when a number of tries finds none."""
+        beginnings = np.argwhere((self.turning if turns_first else self.forward)[turns[0]])
+        for start, faced, place in beginnings[rng.permutation(len(beginnings))[:16]].tolist():
+            walked = self._follow(turns[1:], (start, place) if turns_first else (start, faced, place), faced, rng)
+            if walked is not None:
+                return Walk(start, faced, walked[1:], turns)
         return None
 
-    def _extend(self, places: list[int], faced: int | None, turns: tuple[int, ...], rng: np.random.Generator) -> list[int] | None:
-        """`places` followed by one more place per turn, each reached on free floor."""
+    def _follow(
+        self, turns: tuple[int, ...], walked: tuple[int, ...], faced: int, rng: np.random.Generator
+    ) -> tuple[int, ...] | None:
+        """`walked` and one more place per turn, all different; None when there are none."""
         if not turns:
-            return places
-        here = places[-1]
-        needed = self.at_start[here, faced] if faced is not None else self.at_stop[places[-2], here]
-        for z in rng.permutation(np.flatnonzero((needed == turns[0]) & self.legs[here])).tolist():
-            if z not in places and z != faced and self._free(here, z, {*places, z}):
-                longer = self._extend([*places, z], None, turns[1:], rng)
+            return walked
+        for place in rng.permutation(np.flatnonzero(self.onward[turns[0]][walked[-2:]])).tolist():
+            if place not in (*walked, faced):
+                longer = self._follow(turns[1:], (*walked, place), faced, rng)
                 if longer is not None:
                     return longer
         return None
-
-    def _free(self, x: int, y: int, visited: set[int]) -> bool:
-        """Whether nothing but the route's own objects stands between two places."""
-        blocked = self.in_the_way[x, y].copy()
-        blocked[self.column_of[list(visited)]] = False
-        return not blocked.any()
 
 
 def _legs(
@@ -130,42 +160,36 @@ def _legs(
     center = places[:, :2]
     offset = center[None] - center[:, None]
     length = np.maximum(np.hypot(offset[..., 0], offset[..., 1]), 1e-9)
-    # The leg leaves x where the line between the centres leaves its footprint, and ends a little before the footprint of y.
-    to_side = into_footprint_frame(center[None], places[:, None]) / length[..., None]
-    half = places[:, None, 3:5] / 2
-    exit_x = np.min(half / np.maximum(np.abs(to_side), 1e-9), axis=-1) + STOP_SHORT
-    walked = length - exit_x - exit_x.T
-    ok = (walked + 2 * STOP_SHORT >= LEG[0]) & (walked <= LEG[1]) & (walked > 0)
+    # A leg leaves x where the line between the centres leaves its footprint, and ends where it enters that of y.
+    slope = np.abs(into_footprint_frame(center[None], places[:, None])) / length[..., None]
+    out_of_x = np.min(places[:, None, 3:5] / 2 / np.maximum(slope, 1e-9), axis=-1)
+    walked = length - out_of_x - out_of_x.T
+    is_leg = (walked >= LEG[0]) & (walked <= LEG[1])
     step = offset / length[..., None]
-    start, end = center[:, None] + step * exit_x[..., None], center[None] - step * exit_x.T[..., None]
+    start = center[:, None] + step * (out_of_x + STOP_SHORT)[..., None]
+    end = center[None] - step * (out_of_x.T + STOP_SHORT)[..., None]
     if scene.floor:
-        ok &= legs_on_floor(start.reshape(-1, 2), end.reshape(-1, 2), scene.floor).reshape(ok.shape)
-    return ok, _segments_hit(start[:, :, None], end[:, :, None], obstacles)
+        is_leg &= legs_on_floor(start.reshape(-1, 2), end.reshape(-1, 2), scene.floor).reshape(is_leg.shape)
+    return is_leg, _hits(start[:, :, None], end[:, :, None], obstacles)
 
 
-def _segments_hit(start: np.ndarray, end: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Whether segments pass within `HALF_WIDTH` of footprints (slab test in the frame of each box)."""
+def _hits(start: np.ndarray, end: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Whether segments pass within HALF_WIDTH of footprints (slab test in the frame of each box)."""
     p, q = into_footprint_frame(start, boxes), into_footprint_frame(end, boxes)
     half = boxes[:, 3:5] / 2 + HALF_WIDTH
-    along = q - p
-    along = np.where(np.abs(along) < 1e-9, 1e-9, along)
+    along = np.where(np.abs(q - p) < 1e-9, 1e-9, q - p)
     one, other = (-half - p) / along, (half - p) / along
     enter, leave = np.minimum(one, other).max(-1), np.maximum(one, other).min(-1)
     return (enter <= leave) & (leave >= 0) & (enter <= 1)
 
 
-def _text(labels: tuple[str, ...], turn_first: bool) -> str:
-    """The benchmark's wording. `labels`: start, what it faces, and the further stops; a walk that goes forward first stops there."""
-    stops = labels[2:] if turn_first else labels[1:]
-    actions = []
-    for i, stop in enumerate(stops):
-        if i > 0 or turn_first:
-            actions.append("[please fill in]")
-        actions.append(f"Go forward until the {stop}" + ("." if stop is stops[-1] and i == len(stops) - 1 else ""))
+def _text(start: str, faced: str, stops: list[str], turns_first: bool) -> str:
+    """The benchmark's wording."""
+    actions = [action for stop in stops for action in ("[please fill in]", f"Go forward until the {stop}")]
+    actions = actions if turns_first else actions[1:]
     steps = " ".join(f"{number}. {action}" for number, action in enumerate(actions, start=1))
     return (
-        f"You are a robot beginning at the {labels[0]} and facing the {labels[1]}. "
-        f"You want to navigate to the {labels[-1]}. "
+        f"You are a robot beginning at the {start} and facing the {faced}. You want to navigate to the {stops[-1]}. "
         "You will perform the following actions (Note: for each [please fill in], choose either 'turn back,' 'turn left,' "
-        f"or 'turn right.'): {steps} You have reached the final destination."
+        f"or 'turn right.'): {steps}. You have reached the final destination."
     )

@@ -3,52 +3,66 @@
 import ast
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 import numpy as np
 
 from allocentric.tasks.base import Question, Task
 
-Profile = Literal["official", "lmms_eval_0_7_3", "spatial_mllm", "vlmevalkit"]
-PromptStyle = Literal["official", "spatial_mllm", "spatial_mllm_v1"]
+PROFILES = ("official", "lmms_eval_0_7_3", "spatial_mllm", "vlmevalkit")
+PROMPT_STYLES = ("official", "spatial_mllm", "spatial_mllm_v1")
 
 NUMERIC = ("object_counting", "object_abs_distance", "object_size_estimation", "room_size_estimation")
 CHOICE = ("object_rel_distance", "object_rel_direction", "route_planning", "obj_appearance_order")
 DIRECTION_LEVELS = ("easy", "medium", "hard")
+IN_TAGS = "within the <answer> </answer> tags."
 
 
 class VSITask(Task):
     """A question type of VSI-Bench. What remains to each is which questions a scene allows."""
 
-    def prompt(self, question: Question, style: PromptStyle = "official") -> str:
+    def prompt(self, question: Question, style: str = "official") -> str:
         return vsi_prompt(question, style)
 
-    def parse(self, text: str, profile: Profile = "official") -> str | float | None:
+    def parse(self, text: str, profile: str = "official") -> str | float | None:
         """The letter in lower case, or the number, that a profile reads."""
         return read_number(text, profile) if self.name in NUMERIC else read_letter(text, profile)
 
-    def score(self, question: Question, prediction: str, profile: Profile = "official") -> float:
+    def score(self, question: Question, prediction: str, profile: str = "official") -> float:
         return vsi_score(question.task, question.answer, prediction, profile)
 
 
-def vsi_prompt(question: Question, style: PromptStyle = "official") -> str:
+def question_from_row(row: Mapping[str, Any]) -> Question:
+    """A row of the benchmark (hub id nyu-visionx/VSI-Bench) as a question; its scene is named "dataset/scene"."""
+    try:
+        return Question(
+            task=row["question_type"],
+            scene=f"{row['dataset']}/{row['scene_name']}",
+            text=row["question"],
+            options=tuple(row["options"] or ()),
+            answer=row["ground_truth"],
+        )
+    except KeyError as error:
+        raise ValueError(f"VSI-Bench row: expected a field {error}, found {sorted(row)}") from error
+
+
+def vsi_prompt(question: Question, style: str = "official") -> str:
     """The user's text beside the video.
 
     official          VSI-Bench and lmms-eval.
     spatial_mllm      Spatial-MLLM v1.1: the same without the first line.
     spatial_mllm_v1   Spatial-MLLM v1.0: the answer inside <answer> tags; as published, no line break before "Options:".
     """
+    if style not in PROMPT_STYLES:
+        raise ValueError(f"prompt style: expected one of {PROMPT_STYLES}, found {style!r}")
     if style == "spatial_mllm_v1":
         if not question.options:
-            ending = "Please answer with the only numerical value (e.g., 42, 3.14, etc.) within the <answer> </answer> tags."
-            return f"{question.text} {ending}"
+            return f"{question.text} Please answer with the only numerical value (e.g., 42, 3.14, etc.) {IN_TAGS}"
         options = "".join(option + "\n" for option in question.options)
-        ending = "Please answer with the option's letter from the given choices (e.g., A, B, etc.) within the <answer> </answer> tags."
-        return f"{question.text}Options:\n{options} {ending}"
-    if style not in ("official", "spatial_mllm"):
-        raise ValueError(f"prompt style: expected official, spatial_mllm or spatial_mllm_v1, found {style!r}")
+        choose = "Please answer with the option's letter from the given choices (e.g., A, B, etc.)"
+        return f"{question.text}Options:\n{options} {choose} {IN_TAGS}"
 
     lines = ["These are frames of a video."] if style == "official" else []
     lines.append(question.text)
@@ -62,7 +76,7 @@ def vsi_prompt(question: Question, style: PromptStyle = "official") -> str:
 # --- One answer ---
 
 
-def vsi_score(task: str, truth: str, prediction: str, profile: Profile = "official") -> float:
+def vsi_score(task: str, truth: str, prediction: str, profile: str = "official") -> float:
     """Score of one written answer: accuracy for options, mean relative accuracy for numbers.
 
     official          thinking-in-space: the first word, a number as Python's `float` reads it.
@@ -81,14 +95,15 @@ def vsi_score(task: str, truth: str, prediction: str, profile: Profile = "offici
     return float(read_letter(prediction, profile) == truth.strip().rstrip(".").lower())
 
 
-def mean_relative_accuracy(number: float, truth: float, profile: Profile = "official") -> float:
+def mean_relative_accuracy(number: float, truth: float, profile: str = "official") -> float:
     """Share of ten tolerances, 50 % down to 5 %, that the relative error keeps (VSI-Bench).
 
     Which errors lie exactly on a tolerance is decided by float64 rounding, as in the published scorers. The official one
     divides by the signed truth, and fails when that is zero.
     """
     if profile == "spatial_mllm":
-        error = np.abs(np.float32(number) - np.float32(truth)) / (np.abs(np.float32(truth)) + np.float32(1e-8))
+        with np.errstate(over="ignore", invalid="ignore"):  # "1e99" is infinite in float32, and simply wrong
+            error = np.abs(np.float32(number) - np.float32(truth)) / (np.abs(np.float32(truth)) + np.float32(1e-8))
         kept = error < 1 - np.arange(0.5, 0.975, 0.05).astype(np.float32)
         return float(kept.mean(dtype=np.float32))
     if profile == "vlmevalkit":
@@ -98,35 +113,33 @@ def mean_relative_accuracy(number: float, truth: float, profile: Profile = "offi
     return float((error <= 1 - np.linspace(0.5, 0.95, 10)).mean())
 
 
-def read_letter(text: str, profile: Profile = "official") -> str | None:
+def read_letter(text: str, profile: str = "official") -> str | None:
     """What a profile compares with the right letter, in lower case; None when it finds nothing."""
     if profile == "spatial_mllm":
         return _clean_spatial_mllm(text)
     if profile == "vlmevalkit":
         letter = _vlmevalkit_letter(text)
         return letter.lower() if letter else None
-    return _first_word(_checked(profile, text)).lower()
+    return _first_word(_stripped(profile, text)).lower()
 
 
-def read_number(text: str, profile: Profile = "official") -> float | None:
+def read_number(text: str, profile: str = "official") -> float | None:
     """The number a profile reads; None when it finds none."""
     if profile == "spatial_mllm":
         return _to_float(_clean_spatial_mllm(text).replace(",", ""))
     if profile == "vlmevalkit":
         return _vlmevalkit_number(text)
-    text = _checked(profile, text)
+    text = _stripped(profile, text)
     return _to_float(_first_word(text)) if profile == "official" else _first_number(text)
 
 
-def _checked(profile: str, text: str) -> str:
+def _stripped(profile: str, text: str) -> str:
     """The text as the frameworks hand it to the scorer: stripped, and for lmms-eval's command line without its reasoning."""
     if profile == "lmms_eval_0_7_3":
         return _without_reasoning(text)
-    if profile == "official":
-        return text.strip()
-    raise ValueError(
-        f"scorer profile: expected official, lmms_eval_0_7_3, spatial_mllm or vlmevalkit, found {profile!r}"
-    )
+    if profile not in PROFILES:
+        raise ValueError(f"scorer profile: expected one of {PROFILES}, found {profile!r}")
+    return text.strip()
 
 
 def _first_word(text: str) -> str:

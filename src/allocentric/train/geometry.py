@@ -102,7 +102,7 @@ class GeometryLoss(nn.Module):
         rest = torch.randperm(frames - 1, device=images.device)[: self.dense_frames - 1] + 1
         chosen = torch.cat([rest.new_zeros(1), rest])
         some_depth, valid = depth[:, chosen], depth[:, chosen] > 0
-        points = unproject_depth(some_depth, intrinsics[:, chosen], camera_to_first[:, chosen])
+        points = unproject_depth(some_depth, intrinsics[:, chosen], camera_to_first[:, chosen], fill=0.0)
         some_tokens = [layer[:, chosen] for layer in tokens]
         (d, d_conf), (p, p_conf) = vggt.depth_head(some_tokens, size), vggt.point_head(some_tokens, size)
         depth_loss = confident_regression(d, some_depth[..., None], d_conf, valid) + gradient_loss(d, some_depth[..., None], valid)

@@ -1,0 +1,58 @@
+"""What a source or a model is, as plain facts."""
+
+import json
+from pathlib import Path
+
+from allocentric.readers import VideoFile, layout_of, open_views
+
+Facts = dict[str, str | int | float]
+
+
+def describe(what: str) -> Facts:
+    """Facts about a video, images, an RGB-D folder, a folder of weights, or "nano"."""
+    path = Path(what)
+    if what == "nano" or (path / "config.json").is_file():
+        return describe_model(None if what == "nano" else path)
+    if not path.exists():
+        raise ValueError(f"{what}: found no such file or folder, expected a video, images, an RGB-D folder, a folder of weights, or nano")
+    return describe_source(path)
+
+
+def describe_source(path: Path) -> Facts:
+    """Layout, size and length of what the readers find at `path`."""
+    layout = layout_of(path)
+    if layout == "video":
+        video = VideoFile(path)
+        return {
+            "source": str(path),
+            "layout": layout,
+            "frames": video.num_frames,
+            "seconds": round(float(video.times[-1]), 3),
+            "height": video.height,
+            "width": video.width,
+        }
+    views = open_views(path)
+    facts: Facts = {"source": str(path), "layout": layout, "frames": len(views), "height": views.frames.shape[2], "width": views.frames.shape[3]}
+    for name in ("depth", "intrinsics", "camera_to_world", "times"):
+        facts[name] = "given" if getattr(views, name) is not None else "not given"
+    return facts | {"scale": views.scale}
+
+
+def describe_model(path: Path | None) -> Facts:
+    """Kind, parts and parameter counts of a model."""
+    import allocentric
+
+    loaded = allocentric.load(path)
+    model = loaded.network.model
+    parts = {"2D encoder": model.visual, "3D encoder": model.spatial_encoder, "connector": model.connector, "language model": model.language_model}
+    counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items() if part is not None}
+    card = (path or Path(allocentric.__file__).parent / "nano") / "card.json"
+    return {
+        "model": loaded.name,
+        "type": loaded.network.config.model_type,
+        "parameters": sum(p.numel() for p in loaded.network.parameters()),
+        **counts,
+        "dtype": str(loaded.network.dtype).removeprefix("torch."),
+        "attention": loaded.network.config._attn_implementation,
+        **(json.loads(card.read_text()) if card.is_file() else {}),
+    }
