@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from allocentric import sampling
+from allocentric.encoders.vggt import VGGT, VGGTConfig
 from allocentric.geometry.boxes import Box3D
 from allocentric.sampling import (
     _median,
@@ -25,7 +26,7 @@ from allocentric.scenes import AnnotatedScene, SceneObject
 from allocentric.view.contact_sheet import contact_sheet
 from allocentric.view.topdown import FLOOR, footprint, label_color, topdown
 from allocentric.views import Views
-from test_readers import write_rgbd, write_video
+from test_readers import number, write_rgbd, write_video
 
 
 def by_sets(points, confidence, k):
@@ -265,29 +266,39 @@ def test_preprocess_for_vggt_follows_the_published_rules():
     assert np.abs(ours[0, 0].numpy() - expected).max() < 1e-6
 
 
-class Oracle(torch.nn.Module):
-    """Says of `tilted_wall` what a perfect VGGT would."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(1))
-
-    def forward(self, images):
-        views = tilted_wall()
-        assert images.shape == (1, 2, 3, 20, 30) and images.max() <= 1
-        self.world_points, self.world_points_conf = points_from_depth(views)[0][None], torch.full((1, 2, 20, 30), 2.0)
-        self.depth, self.depth_conf = views.depth[None, ..., None], torch.full((1, 2, 20, 30), 3.0)
-        self.intrinsics = views.intrinsics[None]
-        self.extrinsics = torch.linalg.inv(views.camera_to_world)[None, :, :3]
-        return self
+@pytest.fixture(scope="module")
+def vggt():
+    torch.manual_seed(0)
+    return VGGT(VGGTConfig.tiny()).eval()
 
 
-def test_points_from_vggt_head_and_camera_agree():
-    views = tilted_wall()
-    head, confidence = points_from_vggt(Oracle(), views, "point_head", width=30, patch=10)
-    assert (confidence == 2).all()
-    camera, confidence = points_from_vggt(Oracle(), views, "depth_camera", width=30, patch=10)
-    assert (confidence == 3).all() and torch.allclose(head, camera, atol=1e-5)
+def test_points_from_vggt_are_those_of_its_heads(vggt):
+    patch, width = vggt.config.patch_size, 4 * vggt.config.patch_size
+    frames = torch.randint(0, 256, (3, 3, 2 * patch, width), dtype=torch.uint8)  # this size needs no resizing
+    with torch.no_grad():
+        expected = vggt(frames[None].float() / 255)
+    points, confidence = points_from_vggt(vggt, Views(frames=frames), "point_head", width)
+    assert torch.allclose(points, expected.world_points[0]) and torch.allclose(confidence, expected.world_points_conf[0])
+
+    points, confidence = points_from_vggt(vggt, iter(frames), "depth_camera", width)
+    assert torch.allclose(confidence, expected.depth_conf[0])
+    # seen from its own camera each point has the predicted depth, at its own pixel
+    seen = torch.einsum("tij,thwj->thwi", expected.extrinsics[0, :, :, :3], points) + expected.extrinsics[0, :, None, None, :, 3]
+    assert torch.allclose(seen[..., 2], expected.depth[0, ..., 0], rtol=1e-4, atol=1e-5)
+    pixel = torch.einsum("tij,thwj->thwi", expected.intrinsics[0], seen / seen[..., 2:])
+    assert torch.allclose(pixel[:, 5, 7, :2], torch.tensor([7.5, 5.5]).expand(3, 2), atol=1e-2)
+
+    with pytest.raises(ValueError, match="needs depth_head; this model was built without"):
+        points_from_vggt(VGGT(VGGTConfig.tiny(), heads=("camera", "point")), Views(frames=frames), "depth_camera", width)
+
+
+def test_sample_a_video_through_vggt(vggt, tmp_path):
+    video = write_video(tmp_path / "a.mp4", n=30)
+    for source in ("point_head", "depth_camera"):
+        selection, views = sample(video, k=4, candidates=10, model=vggt, source=source, width=4 * vggt.config.patch_size)
+        assert selection.candidates == 10
+        assert views.indices.tolist() == [uniform(30, 10)[i] for i in selection.indices]
+        assert [number(f) for f in views.frames] == views.indices.tolist()  # at full size, from the video itself
 
 
 # --------------------------------------------------------------------------------------------------------------- from a path

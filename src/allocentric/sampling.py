@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 from torch import Tensor
 
+from allocentric.geometry.cameras import invert_rigid, unproject_depth
 from allocentric.readers import Source, VideoFile, layout_of, open_images, open_rgbd
 from allocentric.readers.images import list_images, read_image
 from allocentric.views import Views, uniform_indices
@@ -342,24 +343,18 @@ def points_from_depth(views: Views, step: int = 1) -> tuple[Float[Tensor, "t h w
     if missing:
         raise ValueError(f"{views.source or 'views'}: measured points need depth, intrinsics and poses; {missing} not given")
     depth = views.depth[:, ::step, ::step].float()
-    points = _unproject(depth, views.intrinsics.float(), views.camera_to_world.float(), step)
+    intrinsics = views.intrinsics.float() / torch.tensor([[step], [step], [1.0]])  # in pixels of every step-th
+    points = _unproject(depth, intrinsics, views.camera_to_world.float(), pixel_center=0.5 / step)
     return points, torch.isfinite(depth) & (depth > 0)
 
 
 def _unproject(
-    depth: Float[Tensor, "t h w"], intrinsics: Float[Tensor, "t 3 3"], camera_to_world: Float[Tensor, "t 4 4"], step: int = 1
+    depth: Float[Tensor, "t h w"], intrinsics: Float[Tensor, "t 3 3"], camera_to_world: Float[Tensor, "t 4 4"], pixel_center: float
 ) -> Float[Tensor, "t h w 3"]:
-    """P = R (d K^-1 [u, v, 1]) + t with pixel centres at half integers. `depth` holds every `step`-th pixel of the image."""
-    t, h, w = depth.shape
-    u = torch.arange(w, device=depth.device) * step + 0.5
-    v = torch.arange(h, device=depth.device) * step + 0.5
-    pixels = torch.stack([u.expand(h, w), v[:, None].expand(h, w), torch.ones(h, w, device=depth.device)], dim=-1)
-    turn = camera_to_world[:, :3, :3] @ torch.linalg.inv(intrinsics)
-    points = torch.empty(t, h, w, 3, device=depth.device)
-    for i in range(t):
-        torch.matmul(pixels, turn[i].T, out=points[i])
-        points[i] *= depth[i, ..., None]
-        points[i] += camera_to_world[i, :3, 3]
+    """One frame at a time: the steps on the way would take several times the memory of the result."""
+    points = torch.empty(*depth.shape, 3, device=depth.device)
+    for i, frame in enumerate(depth):
+        points[i] = unproject_depth(frame, intrinsics[i], camera_to_world[i], pixel_center)
     return points
 
 
@@ -387,30 +382,33 @@ def points_from_vggt(
     model: torch.nn.Module,
     views: Views | Iterable[UInt8[Tensor, "3 h w"]],
     source: Literal["point_head", "depth_camera"] = "point_head",
-    width: int = 518,
-    patch: int = 14,
+    width: int | None = None,
     autocast: torch.dtype | None = None,
 ) -> tuple[Float[Tensor, "t h w 3"], Float[Tensor, "t h w"]]:
     """World points of each frame and their confidence, from VGGT, in the frame of the first camera and VGGT's own scale.
 
+    model      an `encoders.vggt.VGGT` (sampling stands before encoders and does not import them).
     source     "point_head": the point maps, as the published code. "depth_camera": depth unprojected through the predicted
                cameras, as the paper describes (it finds this the more accurate).
-    width      frames are resized to this width (published: 518); portrait frames are turned, see `preprocess_for_vggt`.
+    width      frames are resized to this width; default: the model's `img_size` (518 in VGGT-1B, as published). Portrait frames
+               are turned, see `preprocess_for_vggt`.
     autocast   dtype for the encoder; the published code runs torch.bfloat16. None: the model's own dtype.
     """
-    if source not in ("point_head", "depth_camera"):
+    heads = {"point_head": ("point_head",), "depth_camera": ("depth_head", "camera_head")}
+    if source not in heads:
         raise ValueError(f'points from VGGT: expected source "point_head" or "depth_camera", found {source!r}')
-    images = preprocess_for_vggt(views.frames if isinstance(views, Views) else views, width, patch)
+    if missing := [head for head in heads[source] if getattr(model, head) is None]:
+        raise ValueError(f"points from VGGT: source {source!r} needs {' and '.join(missing)}; this model was built without")
+    frames = views.frames if isinstance(views, Views) else views
+    images = preprocess_for_vggt(frames, width or model.config.img_size, model.config.patch_size)
     weight = next(model.parameters())
     images = images[None].to(weight.device, autocast or weight.dtype)
     with torch.autocast(weight.device.type, dtype=autocast, enabled=autocast is not None):
         output = model(images)
     if source == "point_head":
         return output.world_points[0].float(), output.world_points_conf[0].float()
-    depth = output.depth[0].float()
-    world_to_camera = torch.eye(4, device=depth.device).repeat(len(depth), 1, 1)
-    world_to_camera[:, :3] = output.extrinsics[0].float()[:, :3]
-    points = _unproject(depth.reshape(depth.shape[:3]), output.intrinsics[0].float(), torch.linalg.inv(world_to_camera))
+    camera_to_world = invert_rigid(output.extrinsics[0])
+    points = _unproject(output.depth[0, ..., 0].float(), output.intrinsics[0], camera_to_world, pixel_center=0.5)
     return points, output.depth_conf[0].float()
 
 
@@ -425,7 +423,7 @@ def sample(
     candidates: int = CANDIDATES,
     model: torch.nn.Module | None = None,
     source: Literal["auto", "measured", "point_head", "depth_camera"] = "auto",
-    width: int = 518,
+    width: int | None = None,
     voxel_size: float | int | None = None,
     max_side: int | None = None,
     **options,
@@ -435,6 +433,7 @@ def sample(
     candidates   evenly spread frames to choose from. `Selection.indices` count among these; `Views.indices` are the frames'
                  numbers in the source.
     model        a VGGT with the heads `source` needs; not needed for a posed RGB-D capture.
+    width        of the frames VGGT sees; see `points_from_vggt`.
     source       of the 3D points: "measured" depth and poses, VGGT's "point_head", VGGT's "depth_camera"; "auto" takes measured
                  ones where there are any and the point head where not.
     options      passed to the reader.

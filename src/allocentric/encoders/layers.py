@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 # Without gradients the MLP runs over this many tokens at a time: its 4x wide hidden layer is the peak of memory otherwise.
-MLP_CHUNK = 8192
+MLP_CHUNK = 4096
 
 Rotation = tuple[Float[Tensor, "place 1 2 quarter"], Float[Tensor, "place 1 2 quarter"]]
 
@@ -64,13 +64,15 @@ class Attention(nn.Module):
     def forward(self, x: Float[Tensor, "batch token dim"], rotation: Rotation | None = None) -> Float[Tensor, "batch token dim"]:
         batch, tokens, _ = x.shape
         q, k, v = self.qkv(x).view(batch, tokens, 3, self.num_heads, self.head_dim).unbind(2)
-        if self.q_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        if rotation is not None:
-            q, k = rotate(q, rotation), rotate(k, rotation)
-        q, k = q.to(v.dtype), k.to(v.dtype)  # the table, and norms under autocast, are float32
+        q, k = _place(q, self.q_norm, rotation), _place(k, self.k_norm, rotation)
         out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
         return self.proj(out.transpose(1, 2).reshape(batch, tokens, -1))
+
+
+def _place(x: Tensor, norm: nn.Module | None, rotation: Rotation | None) -> Tensor:
+    dtype = x.dtype  # the table, and norms under autocast, are float32
+    x = x if norm is None else norm(x)
+    return (x if rotation is None else rotate(x, rotation)).to(dtype)
 
 
 class MLP(nn.Module):
@@ -81,10 +83,11 @@ class MLP(nn.Module):
         self.fc1 = nn.Linear(dim, hidden)
         self.fc2 = nn.Linear(hidden, out or dim)
 
-    def forward(self, x: Float[Tensor, "*batch token dim"]) -> Float[Tensor, "*batch token out"]:
-        if torch.is_grad_enabled() or x.shape[-2] <= MLP_CHUNK:
+    def forward(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch out"]:
+        if torch.is_grad_enabled() or x.shape[:-1].numel() <= MLP_CHUNK:
             return self.fc2(F.gelu(self.fc1(x)))
-        return torch.cat([self.fc2(F.gelu(self.fc1(part))) for part in x.split(MLP_CHUNK, dim=-2)], dim=-2)
+        parts = [self.fc2(F.gelu(self.fc1(part))) for part in x.flatten(0, -2).split(MLP_CHUNK)]
+        return torch.cat(parts).view(*x.shape[:-1], -1)
 
 
 class LayerScale(nn.Module):

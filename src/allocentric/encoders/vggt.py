@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, no_type_check
+from typing import no_type_check
 
 import torch
 import torch.nn.functional as F
 from huggingface_hub.dataclasses import strict
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
@@ -27,8 +27,7 @@ from allocentric.encoders.layers import Block, init_linear, rope_2d
 from allocentric.geometry.cameras import decode_pose
 
 IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-Head = Literal["camera", "depth", "point"]
-HEADS: tuple[Head, ...] = ("camera", "depth", "point")
+HEADS = ("camera", "depth", "point")
 
 
 @no_type_check  # @strict checks the fields; the test hook cannot bind the further keywords Hugging Face passes
@@ -103,7 +102,7 @@ class VGGTConfig(PreTrainedConfig):
 
 
 class PatchEncoder(nn.Module):
-    """DINOv2 with registers (arXiv 2304.07193, 2309.16588), patch tokens out."""
+    """DINOv2 with registers (arXiv 2304.07193, 2309.16588): images in [0, 1] in, patch tokens out."""
 
     def __init__(self, config: VGGTConfig):
         super().__init__()
@@ -123,13 +122,19 @@ class PatchEncoder(nn.Module):
             nn.init.trunc_normal_(parameter, std=0.02)
 
     def forward(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n p c"]:
-        grid = self.patch_embed["proj"](images)
-        patches = grid.flatten(2).transpose(1, 2) + self._positions(*grid.shape[-2:])
-        first = torch.cat([self.cls_token + self.pos_embed[:, :1], self.register_tokens], dim=1)
-        x = torch.cat([first.expand(len(images), -1, -1).to(patches.dtype), patches], dim=1)
+        x = self._embed(images)
         for block in self.blocks:
             x = block(x)
-        return self.norm(x[:, first.shape[1] :])
+        return self.norm(x[:, 1 + self.register_tokens.shape[1] :])
+
+    def _embed(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n t c"]:
+        """Class token, registers, then patches with their positions."""
+        # Channel by channel with plain numbers: no constant tensor to copy to the device.
+        normal = [(images[:, i] - mean) / std for i, (mean, std) in enumerate(zip(IMAGE_MEAN, IMAGE_STD, strict=True))]
+        grid = self.patch_embed["proj"](torch.stack(normal, dim=1).to(self.cls_token.dtype))
+        patches = grid.flatten(2).transpose(1, 2) + self._positions(*grid.shape[-2:])
+        first = torch.cat([self.cls_token + self.pos_embed[:, :1], self.register_tokens], dim=1)
+        return torch.cat([first.expand(len(images), -1, -1).to(patches.dtype), patches], dim=1)
 
     def _positions(self, height: int, width: int) -> Float[Tensor, "1 p c"]:
         """Positional embedding resampled to the patch grid, in float32, as published: bicubic with antialiasing."""
@@ -162,7 +167,7 @@ class VGGTAggregator(nn.Module):
         nn.init.trunc_normal_(self.camera_token, std=0.02)
         nn.init.trunc_normal_(self.register_token, std=0.02)
 
-    def forward(self, images: Float[Tensor, "..."], layers: Sequence[int] = (-1,)) -> list[Float[Tensor, "b s t c2"]]:
+    def forward(self, images: Shaped[Tensor, "..."], layers: Sequence[int] = (-1,)) -> list[Float[Tensor, "b s t c2"]]:
         """Tokens after the asked pairs of blocks: (B, S, 1 + registers + patches, 2C), frame half then global half.
 
         images   (B, S, 3, H, W) in [0, 1]; H and W multiples of the patch size.
@@ -170,29 +175,29 @@ class VGGTAggregator(nn.Module):
         """
         config = self.config
         b, s, height, width = self._check(images)
-        wanted = [self._pair(layer) for layer in layers]
+        wanted = self._pairs(layers)
         grid = (height // config.patch_size, width // config.patch_size)
 
-        # Channel by channel with plain numbers: no constant tensor to copy to the device.
-        normal = [(images[:, :, i] - mean) / std for i, (mean, std) in enumerate(zip(IMAGE_MEAN, IMAGE_STD, strict=True))]
-        images = torch.stack(normal, dim=2).to(self.camera_token.dtype)
-        patches = self.patch_embed(images.flatten(0, 1)).unflatten(0, (b, s))
-        special = torch.cat([self.camera_token, self.register_token], dim=2).to(patches.dtype)
-        first, others = special[:, :1].expand(b, 1, -1, -1), special[:, 1:].expand(b, s - 1, -1, -1)
-        x = torch.cat([torch.cat([first, others], dim=1), patches], dim=2)
+        x = self._tokens(images)
         tokens, c = x.shape[2:]
 
         rotation = rope_2d(*grid, config.special_tokens, c // config.num_heads, config.rope_freq, x.device)
         kept: dict[int, Tensor] = {}
-        for i, (frame_block, global_block) in enumerate(zip(self.frame_blocks, self.global_blocks, strict=True)):
-            if i > max(wanted):
-                break
-            x = frame_block(x.view(b * s, tokens, c), rotation)
+        for i in range(max(wanted) + 1):
+            x = self.frame_blocks[i](x.view(b * s, tokens, c), rotation)
             within = x if i in wanted else None
-            x = global_block(x.view(b, s * tokens, c), rotation)
+            x = self.global_blocks[i](x.view(b, s * tokens, c), rotation)
             if within is not None:
                 kept[i] = torch.cat([within.view(b, s, tokens, c), x.view(b, s, tokens, c)], dim=-1)
         return [kept[i] for i in wanted]
+
+    def _tokens(self, images: Float[Tensor, "b s 3 h w"]) -> Float[Tensor, "b s t c"]:
+        """Camera token and registers, one set for the first frame and one for all others, then the patches."""
+        b, s = images.shape[:2]
+        patches = self.patch_embed(images.flatten(0, 1)).unflatten(0, (b, s))
+        special = torch.cat([self.camera_token, self.register_token], dim=2).to(patches.dtype)
+        special = torch.cat([special[:, :1].expand(b, 1, -1, -1), special[:, 1:].expand(b, s - 1, -1, -1)], dim=1)
+        return torch.cat([special, patches], dim=2)
 
     def _check(self, images: Tensor) -> tuple[int, int, int, int]:
         patch = self.config.patch_size
@@ -208,11 +213,11 @@ class VGGTAggregator(nn.Module):
             raise ValueError(f"images: found {height} x {width} pixels, expected multiples of the patch size {patch}")
         return b, s, height, width
 
-    def _pair(self, layer: int) -> int:
+    def _pairs(self, layers: Sequence[int]) -> list[int]:
         depth = self.config.depth
-        if not -depth <= layer < depth:
-            raise ValueError(f"layers: found {layer}, expected {-depth} to {depth - 1}")
-        return layer % depth
+        if not layers or not all(-depth <= layer < depth for layer in layers):
+            raise ValueError(f"layers: found {tuple(layers)}, expected one or more of {-depth} to {depth - 1}")
+        return [layer % depth for layer in layers]
 
 
 @dataclass
@@ -239,7 +244,7 @@ class VGGTOutput:
 class VGGT(nn.Module):
     """The aggregator with the heads that are asked for; the others are None and cost nothing."""
 
-    def __init__(self, config: VGGTConfig, heads: Sequence[Head] = HEADS):
+    def __init__(self, config: VGGTConfig, heads: Sequence[str] = HEADS):
         super().__init__()
         if unknown := set(heads) - set(HEADS):
             raise ValueError(f"heads: found {sorted(unknown)}, expected some of {HEADS}")
@@ -264,12 +269,12 @@ class VGGT(nn.Module):
         if "point" in heads:
             self.point_head = dense("point")
 
-    def aggregate(self, images: Float[Tensor, "..."]) -> list[Float[Tensor, "b s t c2"]]:
+    def aggregate(self, images: Shaped[Tensor, "..."]) -> list[Float[Tensor, "b s t c2"]]:
         """The tokens the heads read: all of them for the dense heads, the last for the camera head."""
         dense = self.depth_head is not None or self.point_head is not None
         return self.aggregator(images, self.config.dpt_layers if dense else (-1,))
 
-    def forward(self, images: Float[Tensor, "..."], frame_chunk: int | None = 8) -> VGGTOutput:
+    def forward(self, images: Shaped[Tensor, "..."], frame_chunk: int | None = 8) -> VGGTOutput:
         """Geometry of (B, S, 3, H, W) images in [0, 1].
 
         frame_chunk   frames the dense heads decode at a time: bounds memory, changes nothing else. None: all.
@@ -277,9 +282,7 @@ class VGGT(nn.Module):
         tokens, size, out = self.aggregate(images), tuple(images.shape[-2:]), VGGTOutput()
         # As published, heads work at the precision of their weights even under autocast: they write metres and pixels.
         with torch.autocast(images.device.type, enabled=False):
-            for head in (self.camera_head, self.depth_head, self.point_head):
-                if head is not None:
-                    tokens = [level.to(next(head.parameters()).dtype) for level in tokens]
+            tokens = [level.to(self.aggregator.camera_token.dtype) for level in tokens]
             if self.camera_head is not None:
                 out.pose_rounds = self.camera_head(tokens[-1])
                 out.pose_enc = out.pose_rounds[-1]
@@ -322,7 +325,7 @@ def our_name(published: str) -> str | None:
 
 def load_vggt(
     path: str | Path,
-    heads: Sequence[Head] = HEADS,
+    heads: Sequence[str] = HEADS,
     config: VGGTConfig | None = None,
     dtype: torch.dtype | None = None,
 ) -> VGGT:

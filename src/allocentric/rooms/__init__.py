@@ -5,5 +5,6 @@ from allocentric.rooms.furniture import LABELS
 from allocentric.rooms.generate import generate
 from allocentric.rooms.layout import Room, make_room
 from allocentric.rooms.raycast import render
+from allocentric.rooms.scene_io import load_scene, save_scene, write_video
 
-__all__ = ["LABELS", "Room", "generate", "make_room", "render", "walk"]
+__all__ = ["LABELS", "Room", "generate", "load_scene", "make_room", "render", "save_scene", "walk", "write_video"]

@@ -10,6 +10,7 @@ from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import dijkstra
 
 from allocentric.rooms.layout import CELL, Room
+from allocentric.rooms.mesh import Real
 
 Rng = np.random.Generator
 
@@ -80,7 +81,7 @@ def _path(free: np.ndarray, cost: np.ndarray, stops: list[tuple[int, int]]) -> n
     return cells[out]
 
 
-def plan_walk(room: Room, rng: Rng, tries: int = 8, seconds: float | None = None) -> Walk:
+def plan_walk(room: Room, rng: Rng, tries: int = 8, seconds: Real | None = None) -> Walk:
     """The best of a few random walks: the one whose sixteen even samples see the most of the room's objects."""
     free, origin = room.free()
     depth = ndimage.distance_transform_edt(free)
@@ -108,7 +109,9 @@ def _room_masks(room: Room, free: np.ndarray, origin: np.ndarray) -> list[np.nda
     return out
 
 
-def _draw(room: Room, free: np.ndarray, depth: np.ndarray, origin: np.ndarray, rooms: list[np.ndarray], rng: Rng, seconds: float | None) -> Walk:
+def _draw(
+    room: Room, free: np.ndarray, depth: np.ndarray, origin: np.ndarray, rooms: list[np.ndarray], rng: Rng, seconds: Real | None
+) -> Walk:
     order = list(range(len(rooms)))
     if len(order) > 1:
         if len(order) == 3:  # rooms 1 and 2 both open into room 0
@@ -118,10 +121,21 @@ def _draw(room: Room, free: np.ndarray, depth: np.ndarray, origin: np.ndarray, r
     turn = 1.0 if rng.random() < 0.5 else -1.0
     total, start = rng.uniform(310, 400) * pi / 180, rng.uniform(-pi, pi)
     if len(order) == 1 and rng.random() < 0.8:
-        return _finish(room, free, depth, origin, order, _around(room, free, depth, origin, start, turn * total, rng), start, turn, total, rng, seconds)
+        return _finish(
+            room,
+            free,
+            depth,
+            origin,
+            order,
+            _around(room, free, depth, origin, start, turn * total, rng),
+            start,
+            turn,
+            total,
+            rng,
+            seconds,
+        )
     reach = rng.uniform(1.5, 3.2)
     stops: list[tuple[int, int]] = []
-    room_of_stop: list[int] = []
     for k in order:
         cells = np.argwhere(rooms[k])
         chance = depth[rooms[k]] ** 0.7
@@ -131,12 +145,13 @@ def _draw(room: Room, free: np.ndarray, depth: np.ndarray, origin: np.ndarray, r
                 d = np.hypot(*(cells - pick).T) * CELL
                 chance = np.exp(-(((d - reach / 2) / 0.35) ** 2)) * depth[rooms[k]] ** 0.5 + 1e-9
                 pick = cells[rng.choice(len(cells), p=chance / chance.sum())]
-            stops.append(tuple(pick))
-            room_of_stop.append(k)
+            stops.append((int(pick[0]), int(pick[1])))
     return _finish(room, free, depth, origin, order, stops, start, turn, total, rng, seconds)
 
 
-def _around(room: Room, free: np.ndarray, depth: np.ndarray, origin: np.ndarray, start: float, sweep: float, rng: Rng) -> list[tuple[int, int]]:
+def _around(
+    room: Room, free: np.ndarray, depth: np.ndarray, origin: np.ndarray, start: float, sweep: float, rng: Rng
+) -> list[tuple[int, int]]:
     """Stops on a loop about the room's middle, each across the room from where the camera will look."""
     x0, y0, x1, y1 = room.plan.rects[0]
     middle = np.array([(x0 + x1) / 2, (y0 + y1) / 2]) + rng.normal(0, 0.2, 2)
@@ -152,13 +167,23 @@ def _around(room: Room, free: np.ndarray, depth: np.ndarray, origin: np.ndarray,
         angle = start + sweep * s
         goal = middle - half * np.array([np.cos(angle), np.sin(angle)])
         cost = np.hypot(*(at - goal).T) - 0.25 * np.minimum(depth[free] * CELL, 0.4)
-        stops.append(tuple(cells[np.argmin(cost)]))
+        row, column = cells[np.argmin(cost)]
+        stops.append((int(row), int(column)))
     return stops
 
 
 def _finish(
-    room: Room, free: np.ndarray, depth: np.ndarray, origin: np.ndarray, order: list[int], stops: list[tuple[int, int]],
-    start: float, turn: float, total: float, rng: Rng, seconds: float | None,
+    room: Room,
+    free: np.ndarray,
+    depth: np.ndarray,
+    origin: np.ndarray,
+    order: list[int],
+    stops: list[tuple[int, int]],
+    start: float,
+    turn: float,
+    total: float,
+    rng: Rng,
+    seconds: Real | None,
 ) -> Walk:
     """A path through the stops, a heading and a hand."""
     cells = _path(free, 1.0 + 3.0 / (depth + 0.5), stops)
@@ -166,7 +191,7 @@ def _finish(
     points = _smooth(points, free, origin)
     step = np.hypot(*np.diff(points, axis=0).T)
     along = np.concatenate([[0.0], np.cumsum(step)])
-    limit = (5.0 if len(order) == 1 else 3.2 + 2.2 * len(order))
+    limit = 5.0 if len(order) == 1 else 3.2 + 2.2 * len(order)
     if along[-1] > limit and len(order) == 1:
         keep = along <= limit
         points, along = points[keep], along[keep]
@@ -199,7 +224,7 @@ def _finish(
         shake[axis, :, 1] = rng.uniform((0.15, 0.7, 1.6), (0.5, 1.4, 2.6))
         shake[axis, :, 2] = rng.uniform(0, 2 * pi, 3)
     shake[1, 0, 0] += rng.uniform(0.02, 0.07)  # slow nodding
-    height, pitch = rng.uniform(1.35, 1.7), -rng.uniform(0.16, 0.42)
+    height, pitch = rng.uniform(1.35, 1.7), -rng.uniform(0.24, 0.48)
     height = min(height, room.plan.height - 0.5)
     return Walk(duration, points, times, yaw, float(height), float(pitch), shake)
 
@@ -229,7 +254,10 @@ def _multi_room_heading(room: Room, xy: np.ndarray, s: np.ndarray, order: list[i
                 end = start + turn * (gap if gap > pi * 0.8 else gap + 2 * pi)
         yaw[i : j + 1] = np.linspace(start, end, j + 1 - i)
         if last is not None and i > 0:
-            yaw[inside_gap(inside, i) : i] = start
+            door = i - 1
+            while door >= 0 and inside[door] < 0:
+                door -= 1
+            yaw[door + 1 : i] = start
         last = end
         turn = -turn if rng.random() < 0.3 else turn
     tail = np.nonzero(inside == order[-1])[0]
@@ -252,14 +280,6 @@ def _share_time(room: Room, points: np.ndarray, along: np.ndarray, count: int) -
             spent[mine] = (step[mine] + 1e-3) / (step[mine] + 1e-3).sum()
     times = np.concatenate([[0.0], np.cumsum(spent)])
     return times / times[-1]
-
-
-def inside_gap(inside: np.ndarray, start: int) -> int:
-    """First sample of the doorway that ends at `start`."""
-    i = start
-    while i > 0 and inside[i - 1] < 0:
-        i -= 1
-    return i
 
 
 def _smooth(points: np.ndarray, free: np.ndarray, origin: np.ndarray) -> np.ndarray:

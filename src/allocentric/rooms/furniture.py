@@ -7,7 +7,7 @@ from math import cos, pi, sin
 
 import numpy as np
 
-from allocentric.rooms.mesh import Color, Material, Mesh
+from allocentric.rooms.mesh import Color, Material, Mesh, Pair, Real
 
 Rng = np.random.Generator
 
@@ -23,11 +23,11 @@ def _jitter(rng: Rng, color: Color, amount: float = 0.05) -> Color:
     return float(r), float(g), float(b)
 
 
-def _shade(color: Color, factor: float) -> Color:
+def _shade(color: Color, factor: Real) -> Color:
     return tuple(min(1.0, c * factor) for c in color)
 
 
-def _hue(rng: Rng, s: tuple[float, float] = (0.15, 0.75), v: tuple[float, float] = (0.25, 0.9)) -> Color:
+def _hue(rng: Rng, s: Pair = (0.15, 0.75), v: Pair = (0.25, 0.9)) -> Color:
     return colorsys.hsv_to_rgb(rng.uniform(), rng.uniform(*s), rng.uniform(*v))
 
 
@@ -75,7 +75,7 @@ GLASS = Material((0.30, 0.38, 0.44))
 # --------------------------------------------------------------------------------------------------------- furniture
 
 
-def _legs(m: Mesh, w: float, d: float, z: float, r: float, mat: Material, inset: float = 0.0, round_: bool = False) -> None:
+def _legs(m: Mesh, w: Real, d: Real, z: Real, r: Real, mat: Material, inset: Real = 0.0, round_: bool = False) -> None:
     for sx in (-1, 1):
         for sy in (-1, 1):
             x, y = sx * (w / 2 - r - inset), sy * (d / 2 - r - inset)
@@ -111,7 +111,7 @@ def bed(rng: Rng) -> Mesh:
     return m
 
 
-def _seat(rng: Rng, w: float, d: float) -> Mesh:
+def _seat(rng: Rng, w: Real, d: Real) -> Mesh:
     m, cloth = Mesh(), fabric(rng)
     seat, back = rng.uniform(0.36, 0.46), rng.uniform(0.68, 0.95)
     arm, arm_h, lift = rng.uniform(0.08, 0.24), rng.uniform(0.5, 0.66), rng.uniform(0.05, 0.14)
@@ -201,7 +201,7 @@ def stool(rng: Rng) -> Mesh:
     return m
 
 
-def _table(rng: Rng, w: float, d: float, h: float) -> Mesh:
+def _table(rng: Rng, w: Real, d: Real, h: Real) -> Mesh:
     m, mat = Mesh(), wood(rng)
     t = rng.uniform(0.025, 0.055)
     leg = metal(rng) if rng.random() < 0.3 else (mat if rng.random() < 0.8 else wood(rng))
@@ -244,7 +244,7 @@ def coffee_table(rng: Rng) -> Mesh:
     return m
 
 
-def _front(m: Mesh, x: tuple[float, float], y: float, z: tuple[float, float], face: Material, knob: Material, kind: int) -> None:
+def _front(m: Mesh, x: Pair, y: float, z: Pair, face: Material, knob: Material, kind: int) -> None:
     """A drawer or door front with a shadow gap and a handle."""
     g = 0.009
     m.box((x[0] + g, x[1] - g), (y, y + 0.016), (z[0] + g, z[1] - g), face)
@@ -255,11 +255,11 @@ def _front(m: Mesh, x: tuple[float, float], y: float, z: tuple[float, float], fa
         m.box((cx - 0.018, cx + 0.018), (y + 0.016, y + 0.045), (cz - 0.018, cz + 0.018), knob)
 
 
-def _carcass(m: Mesh, w: float, d: float, z: tuple[float, float], mat: Material) -> None:
+def _carcass(m: Mesh, w: Real, d: Real, z: Pair, mat: Material) -> None:
     m.box((-w / 2, w / 2), (-d / 2, d / 2 - 0.016), z, mat)
 
 
-def _drawers(rng: Rng, w: float, d: float, h: float, cols: int, rows: int) -> Mesh:
+def _drawers(rng: Rng, w: Real, d: Real, h: Real, cols: int, rows: int) -> Mesh:
     m, body = Mesh(), wood(rng)
     lift = rng.uniform(0.03, 0.16)
     dark = Material(_shade(body.color, 0.4))
@@ -600,7 +600,7 @@ def bathtub(rng: Rng) -> Mesh:
     return m
 
 
-def _frame(m: Mesh, w: float, h: float, t: float, frame: Material, face: Material, deep: float = 0.035) -> None:
+def _frame(m: Mesh, w: Real, h: Real, t: Real, frame: Material, face: Material, deep: Real = 0.035) -> None:
     for x in ((-w / 2, -w / 2 + t), (w / 2 - t, w / 2)):
         m.box(x, (0, deep), (0, h), frame)
     for z in ((0, t), (h - t, h)):
@@ -1033,7 +1033,7 @@ def treadmill(rng: Rng) -> Mesh:
     return m
 
 
-def door(rng: Rng, height: float = 2.0) -> Mesh:
+def door(rng: Rng, height: Real = 2.0) -> Mesh:
     m, w, h = Mesh(), rng.uniform(0.78, 0.98), height
     c = wood(rng)
     frame = Material(_hue(rng, (0, 0.1), (0.7, 0.95))) if rng.random() < 0.6 else c
@@ -1093,7 +1093,7 @@ class Kind:
     on: tuple[str, ...] = ()
     only_on: bool = False
     near: tuple[str, ...] = ()
-    hang: tuple[float, float] = (0.0, 0.0)
+    hang: Pair = (0.0, 0.0)
     weight: float = 1.0
 
 

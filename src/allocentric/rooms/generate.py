@@ -5,6 +5,7 @@ import torch
 
 from allocentric.rooms.camera import Walk, plan_walk
 from allocentric.rooms.layout import Room, make_room
+from allocentric.rooms.mesh import Real
 from allocentric.rooms.raycast import quick_visibility, render, visibility_of
 from allocentric.scenes import AnnotatedScene
 from allocentric.views import Views
@@ -31,7 +32,7 @@ def staged(seed: int, style: str = "parts") -> tuple[Room, Walk, float]:
     return room, path, fov
 
 
-def pinhole(height: int, width: int, fov: float) -> np.ndarray:
+def pinhole(height: int, width: int, fov: Real) -> np.ndarray:
     """Intrinsics in pixels, (3, 3), for a horizontal field of view in degrees."""
     f = width / 2 / np.tan(np.radians(fov) / 2)
     return np.array([[f, 0, width / 2], [0, f, height / 2], [0, 0, 1]])

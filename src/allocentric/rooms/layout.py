@@ -12,7 +12,7 @@ from scipy import ndimage
 from allocentric.geometry.boxes import Box3D
 from allocentric.rooms import furniture as make
 from allocentric.rooms.furniture import CATALOG, FIXTURES, Kind
-from allocentric.rooms.mesh import TEXTURES, Material, Mesh
+from allocentric.rooms.mesh import TEXTURES, Material, Mesh, Pair, Real, Triple
 from allocentric.scenes import AnnotatedScene, SceneObject
 
 CELL = 0.1  # metres per cell of the free-space grid
@@ -35,9 +35,9 @@ class Furniture:
     triangles: Float[np.ndarray, "n 3 3"]
     materials: tuple[Material, ...]
     material: Int[np.ndarray, " n"]
-    size: tuple[float, float, float]
-    position: tuple[float, float, float]
-    yaw: float
+    size: Triple
+    position: Triple
+    yaw: Real
     room: int
     support: int = 0
 
@@ -55,7 +55,7 @@ class Plan:
     rects: tuple[Rect, ...]
     cuts: tuple[Rect | None, ...]
     openings: tuple[tuple[int, int, Rect], ...]
-    height: float
+    height: Real
     opening_height: float
 
     def polygon(self, k: int) -> Float[np.ndarray, "v 2"]:
@@ -175,8 +175,13 @@ class Surface:
 
 
 def surface_of(
-    triangles: Float[np.ndarray, "n 3 3"], materials: list[Material] | tuple[Material, ...], material: Int[np.ndarray, " n"],
-    id: int, room: int, position: tuple[float, float, float] = (0.0, 0.0, 0.0), yaw: float = 0.0,
+    triangles: Float[np.ndarray, "n 3 3"],
+    materials: list[Material] | tuple[Material, ...],
+    material: Int[np.ndarray, " n"],
+    id: int,
+    room: int,
+    position: Triple = (0.0, 0.0, 0.0),
+    yaw: Real = 0.0,
 ) -> Surface:
     """Local triangles (metres) set at `position` and `yaw`, with texture frames that follow the object."""
     normal = np.cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0])
@@ -240,13 +245,13 @@ class FreeGrid:
             self.doors.append(cells)
             self.mask |= cells
 
-    def _inside(self, rect: Rect, grow: float) -> Bool[np.ndarray, "ny nx"]:
+    def _inside(self, rect: Rect, grow: Real) -> Bool[np.ndarray, "ny nx"]:
         x0, y0, x1, y1 = rect
         inx = (self.x > x0 - grow) & (self.x < x1 + grow)
         iny = (self.y > y0 - grow) & (self.y < y1 + grow)
         return iny[:, None] & inx[None, :]
 
-    def covered(self, center: tuple[float, ...], size: tuple[float, ...], yaw: float) -> Bool[np.ndarray, "ny nx"]:
+    def covered(self, center: tuple[Real, ...], size: tuple[Real, ...], yaw: Real) -> Bool[np.ndarray, "ny nx"]:
         """Cells within CLEARANCE of an upright box's footprint."""
         dx, dy = self.x[None, :] - center[0], self.y[:, None] - center[1]
         c, s = cos(yaw), sin(yaw)
@@ -275,7 +280,7 @@ class FreeGrid:
         return all((piece & r).sum() >= max(90, 0.22 * r.sum()) for r in self.rooms)
 
 
-def blocks(label: str, z: float, height: float) -> bool:
+def blocks(label: str, z: Real, height: Real) -> bool:
     """Whether an object with its base at `z` metres keeps a walking camera out of its footprint."""
     return z < 1.75 and z + height > 0.06 and label not in ("door", "window", "picture", "clock", "mirror")
 
@@ -288,7 +293,7 @@ def draw_plan(rng: Rng) -> Plan:
     count = rng.choice((1, 2, 3), p=(0.82, 0.14, 0.04))
     height, opening = rng.uniform(2.35, 3.0), rng.uniform(2.0, 2.15)
 
-    def sides(low: float, high: float) -> tuple[float, float]:
+    def sides(low: float, high: float) -> Pair:
         area, aspect = np.exp(rng.uniform(np.log(low), np.log(high))), rng.uniform(1.0, 1.9)
         short = max(2.5, np.sqrt(area / aspect))
         pair = (area / short, short)
@@ -424,12 +429,12 @@ def _pieces(plan: Plan, k: int) -> list[Rect]:
     return [rest, side]
 
 
-def _middle(plan: Plan, k: int) -> tuple[float, float]:
+def _middle(plan: Plan, k: int) -> Pair:
     x0, y0, x1, y1 = max(_pieces(plan, k), key=lambda r: (r[2] - r[0]) * (r[3] - r[1]))
     return (x0 + x1) / 2, (y0 + y1) / 2
 
 
-def _holes(plan: Plan, k: int, a: np.ndarray, u: np.ndarray, n: np.ndarray, length: float) -> list[tuple[float, float]]:
+def _holes(plan: Plan, k: int, a: np.ndarray, u: np.ndarray, n: np.ndarray, length: Real) -> list[Pair]:
     """Openings in one wall of room `k`, as sorted ranges along it."""
     out = []
     for i, j, (x0, y0, x1, y1) in plan.openings:
@@ -463,7 +468,7 @@ class _Placer:
         self.share = self.areas / self.areas.sum()
         self.edges = [_edges(plan, k) for k in range(len(plan.rects))]
 
-    def _fits(self, label: str, size: tuple[float, ...], p: tuple[float, float, float], yaw: float, room: int, support: int) -> bool:
+    def _fits(self, label: str, size: tuple[Real, ...], p: Triple, yaw: Real, room: int, support: int) -> bool:
         c, s = abs(cos(yaw)), abs(sin(yaw))
         hx, hy = (size[0] * c + size[1] * s) / 2, (size[0] * s + size[1] * c) / 2
         x0, y0, x1, y1 = p[0] - hx, p[1] - hy, p[0] + hx, p[1] + hy
@@ -495,7 +500,7 @@ class _Placer:
             self.grid.mask = mask
         return True
 
-    def put(self, label: str, mesh: Mesh, p: tuple[float, float, float], yaw: float, room: int, support: int = 0) -> Furniture | None:
+    def put(self, label: str, mesh: Mesh, p: Triple, yaw: Real, room: int, support: int = 0) -> Furniture | None:
         """Place a mesh with its base centre at `p` if it fits there."""
         triangles = mesh.triangles()
         points = triangles.reshape(-1, 3)
@@ -517,7 +522,9 @@ class _Placer:
     def room(self) -> int:
         return int(self.rng.choice(len(self.share), p=self.share))
 
-    def at_wall(self, label: str, mesh: Mesh, z: float = 0.0, gap: float | None = None, tries: int = 14, room: int | None = None) -> Furniture | None:
+    def at_wall(
+        self, label: str, mesh: Mesh, z: Real = 0.0, gap: Real | None = None, tries: int = 14, room: int | None = None
+    ) -> Furniture | None:
         """Back against a random wall, facing in."""
         rng, (lo, hi) = self.rng, _bounds(mesh)
         w, d = hi[0] - lo[0], hi[1] - lo[1]
@@ -541,10 +548,14 @@ class _Placer:
                 return o
         return None
 
-    def _blocked_by_opening(self, room: int, a: np.ndarray, u: np.ndarray, n: np.ndarray, length: float, t0: float, t1: float, z0: float, z1: float) -> bool:
-        return any(t0 < s1 and t1 > s0 and z0 < self.plan.opening_height + 0.05 for s0, s1 in _holes(self.plan, room, a, u, n, length))
+    def _blocked_by_opening(
+        self, room: int, a: np.ndarray, u: np.ndarray, n: np.ndarray, length: Real, t0: Real, t1: Real, z0: Real, z1: Real
+    ) -> bool:
+        return any(
+            t0 < s1 and t1 > s0 and z0 < self.plan.opening_height + 0.05 for s0, s1 in _holes(self.plan, room, a, u, n, length)
+        )
 
-    def anywhere(self, label: str, mesh: Mesh, any_yaw: bool, tries: int = 14, edge: float = 0.05) -> Furniture | None:
+    def anywhere(self, label: str, mesh: Mesh, any_yaw: bool, tries: int = 14, edge: Real = 0.05) -> Furniture | None:
         """Somewhere on the floor."""
         rng, (lo, hi) = self.rng, _bounds(mesh)
         w, d = hi[0] - lo[0], hi[1] - lo[1]
@@ -661,7 +672,9 @@ class _Placer:
                 if o is None and kind.place == "wall":
                     o = self.at_wall(label, mesh)
                 elif o is None:
-                    o = self.anywhere(label, mesh, kind.place == "loose", edge=0.05 if kind.place == "loose" or label == "rug" else 0.3)
+                    o = self.anywhere(
+                        label, mesh, kind.place == "loose", edge=0.05 if kind.place == "loose" or label == "rug" else 0.3
+                    )
             if o is not None:
                 return o
         return None
@@ -682,7 +695,7 @@ def box_corners(box: Box3D) -> Float[np.ndarray, "8 3"]:
 
 
 def footprints_touch(
-    p: tuple[float, ...], size: tuple[float, ...], yaw: float, q: tuple[float, ...], other: tuple[float, ...], turn: float, gap: float
+    p: tuple[Real, ...], size: tuple[Real, ...], yaw: Real, q: tuple[Real, ...], other: tuple[Real, ...], turn: Real, gap: Real
 ) -> bool:
     """Whether two upright boxes come within `gap` metres of each other seen from above (separating axes)."""
     dx, dy = q[0] - p[0], q[1] - p[1]
@@ -706,9 +719,9 @@ def _shopping_list(rng: Rng, area: float, catalog: dict[str, Kind]) -> tuple[lis
     weight = np.array([catalog[k].weight for k in labels])
     order = [labels[i] for i in rng.choice(len(labels), len(labels), replace=False, p=weight / weight.sum())]
     small = area < 14
-    target = int(rng.integers(10, 15)) if small else int(rng.integers(13, 20))
-    singles = int(rng.integers(5, 7)) if small else int(rng.integers(5, 9))
-    groups = int(rng.integers(1, 3)) if small else int(rng.integers(2, 4))
+    target = int(rng.integers(11, 16)) if small else int(rng.integers(14, 21))
+    singles = int(rng.integers(5, 7)) if small else int(rng.integers(5, 8))
+    groups = 2 if small else int(rng.integers(2, 5))
     chosen: dict[str, int] = {}
     for label in order:
         kind = catalog[label]
@@ -745,7 +758,7 @@ def make_room(seed: int, style: str = "parts") -> Room:
     rooms = len(plan.rects)
     windows = {}
     for _ in range(int(rng.integers(1, 3 if plan.area(0) < 16 else 4)) if rooms == 1 else int(rng.integers(0, 3))):
-        o = placer.at_wall("door", make.door(rng, min(2.0, plan.height - 0.2)), gap=0.0)
+        o = placer.at_wall("door", make.door(rng, min(rng.uniform(1.95, 2.15), plan.height - 0.2)), gap=0.0)
         if o is not None:
             x, y, _ = o.position
             n = np.array([-sin(o.yaw), cos(o.yaw)])
@@ -787,7 +800,19 @@ def _stage(kind: Kind, label: str) -> int:
     """Big things first, then what stands by them, on walls, on the floor's rest and on tops."""
     if kind.only_on or (kind.on and label != "backpack"):
         return 4
-    if label in ("bed", "sofa", "wardrobe", "piano", "bathtub", "table", "desk", "fireplace", "refrigerator", "bookshelf", "tv stand"):
+    if label in (
+        "bed",
+        "sofa",
+        "wardrobe",
+        "piano",
+        "bathtub",
+        "table",
+        "desk",
+        "fireplace",
+        "refrigerator",
+        "bookshelf",
+        "tv stand",
+    ):
         return 0
     if kind.near:
         return 1

@@ -6,7 +6,10 @@ from math import cos, pi, sin
 import numpy as np
 from jaxtyping import Float, Int
 
-Color = tuple[float, float, float]
+Real = float | int
+Pair = tuple[Real, Real]
+Triple = tuple[Real, Real, Real]
+Color = Triple
 
 TEXTURES = ("plain", "stripes", "checker", "planks", "tiles", "grain", "speckle", "dots", "bricks", "art", "mirror")
 
@@ -18,8 +21,8 @@ class Material:
     color: Color
     second: Color = (0.0, 0.0, 0.0)
     texture: str = "plain"
-    scale: float = 0.1
-    glow: float = 0.0
+    scale: Real = 0.1
+    glow: Real = 0.0
 
 
 class Mesh:
@@ -43,7 +46,7 @@ class Mesh:
         """A bookmark for `turn` and `move`."""
         return len(self.parts)
 
-    def turn(self, mark: int, axis: str, angle: float, about: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> None:
+    def turn(self, mark: int, axis: str, angle: Real, about: Triple = (0.0, 0.0, 0.0)) -> None:
         """Rotate the parts added since `mark` by `angle` radians about the axis through `about` (metres)."""
         i, j = {"x": (1, 2), "y": (2, 0), "z": (0, 1)}[axis]
         r = np.eye(3)
@@ -53,7 +56,7 @@ class Mesh:
         for k in range(mark, len(self.parts)):
             self.parts[k] = (self.parts[k] - pivot) @ r.T + pivot
 
-    def move(self, mark: int, offset: tuple[float, float, float]) -> None:
+    def move(self, mark: int, offset: Triple) -> None:
         """Translate the parts added since `mark` (metres)."""
         for k in range(mark, len(self.parts)):
             self.parts[k] = self.parts[k] + np.asarray(offset)
@@ -74,16 +77,14 @@ class Mesh:
                 faces.append(np.stack([first, ring[1:-1], ring[2:]], axis=1))
         self.add(np.concatenate(faces), material)
 
-    def box(self, x: tuple[float, float], y: tuple[float, float], z: tuple[float, float], material: Material) -> None:
+    def box(self, x: Pair, y: Pair, z: Pair, material: Material) -> None:
         """An axis-aligned block between the given ranges (metres)."""
         base = np.array([(x[0], y[0], z[0]), (x[1], y[0], z[0]), (x[1], y[1], z[0]), (x[0], y[1], z[0])])
         top = base.copy()
         top[:, 2] = z[1]
         self.loft(np.stack([base, top]), material)
 
-    def cushion(
-        self, x: tuple[float, float], y: tuple[float, float], z: tuple[float, float], material: Material, r: float = 0.06
-    ) -> None:
+    def cushion(self, x: Pair, y: Pair, z: Pair, material: Material, r: Real = 0.06) -> None:
         """A block with rounded edges of radius `r` (metres)."""
         h = (z[1] - z[0]) / 2
         r = min(r, (x[1] - x[0]) * 0.45, (y[1] - y[0]) * 0.45)
@@ -96,8 +97,12 @@ class Mesh:
         self.loft(np.stack(rings), material)
 
     def lathe(
-        self, center: tuple[float, float], profile: list[tuple[float, float]], material: Material, n: int = 14,
-        squash: float = 1.0,
+        self,
+        center: Pair,
+        profile: list[Pair],
+        material: Material,
+        n: int = 14,
+        squash: Real = 1.0,
     ) -> None:
         """A solid of revolution about z: `profile` lists (radius, z) in metres; `squash` scales its y."""
         t = np.arange(n) * (2 * pi / n)
@@ -109,14 +114,23 @@ class Mesh:
         self.loft(rings, material)
 
     def cylinder(
-        self, center: tuple[float, float], z: tuple[float, float], r: float, material: Material, r1: float | None = None,
+        self,
+        center: Pair,
+        z: Pair,
+        r: Real,
+        material: Material,
+        r1: Real | None = None,
         n: int = 12,
     ) -> None:
         """An upright cylinder or cone frustum: radius `r` at z[0], `r1` at z[1] (metres)."""
         self.lathe(center, [(r, z[0]), (r if r1 is None else r1, z[1])], material, n)
 
     def ellipsoid(
-        self, center: tuple[float, float, float], radii: tuple[float, float, float], material: Material, n: int = 12,
+        self,
+        center: Triple,
+        radii: Triple,
+        material: Material,
+        n: int = 12,
         m: int = 7,
     ) -> None:
         """An ellipsoid with `m` rings of `n` points (metres)."""
@@ -128,9 +142,7 @@ class Mesh:
         unit[..., 2] = np.sin(s)[:, None]
         self.loft(unit * np.asarray(radii) + np.asarray(center), material)
 
-    def tube(
-        self, p: tuple[float, float, float], q: tuple[float, float, float], r: float, material: Material, n: int = 6
-    ) -> None:
+    def tube(self, p: Triple, q: Triple, r: Real, material: Material, n: int = 6) -> None:
         """A straight rod from `p` to `q` of radius `r` (metres)."""
         a, b = np.asarray(p, float), np.asarray(q, float)
         w = (b - a) / np.linalg.norm(b - a)
@@ -141,9 +153,7 @@ class Mesh:
         ring = r * (np.cos(t)[:, None] * u + np.sin(t)[:, None] * v)
         self.loft(np.stack([ring + a, ring + b]), material)
 
-    def hoop(
-        self, center: tuple[float, float, float], radius: float, r: float, material: Material, axis: str = "y", n: int = 18
-    ) -> None:
+    def hoop(self, center: Triple, radius: Real, r: Real, material: Material, axis: str = "y", n: int = 18) -> None:
         """A torus of ring radius `radius` and wire radius `r` about `axis` through `center` (metres)."""
         i, j, k = {"x": (1, 2, 0), "y": (2, 0, 1), "z": (0, 1, 2)}[axis]
         t = np.arange(n + 1) * (2 * pi / n)
@@ -160,7 +170,7 @@ class Mesh:
         self.add(np.asarray(corners, float)[[[0, 1, 2], [0, 2, 3]]], material)
 
 
-def _rounded(x0: float, x1: float, y0: float, y1: float, r: float, z: float) -> Float[np.ndarray, "12 3"]:
+def _rounded(x0: Real, x1: Real, y0: Real, y1: Real, r: Real, z: Real) -> Float[np.ndarray, "12 3"]:
     r = min(r, (x1 - x0) * 0.45, (y1 - y0) * 0.45)
     a = np.array([0.0, pi / 4, pi / 2])
     corners = ((x1 - r, y1 - r, 0), (x0 + r, y1 - r, pi / 2), (x0 + r, y0 + r, pi), (x1 - r, y0 + r, 3 * pi / 2))

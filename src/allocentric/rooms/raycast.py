@@ -1,9 +1,10 @@
 """Ray casting a `Room` to colour, depth and instance ids, with lamps, daylight, shadows and a modest camera."""
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Integer, UInt8
 
 from allocentric.rooms.layout import Room, Surface
+from allocentric.rooms.mesh import Real
 
 FAR = 1e6
 
@@ -17,12 +18,14 @@ def render(
     samples: int = 2,
     shutter: Float[np.ndarray, "s t 4 4"] | None = None,
     seed: int = 0,
+    gain: Float[np.ndarray, " t"] | None = None,
     chunk: int = 320_000,
 ) -> tuple[UInt8[np.ndarray, "t h w 3"], Float[np.ndarray, "t h w"], UInt8[np.ndarray, "t h w"]]:
     """RGB frames, depth in metres along z (0 where nothing is hit) and instance ids of a room seen from `poses`.
 
     Depth and ids are those of the pixel's centre; colour averages samples x samples rays per pixel. `shutter` gives a
-    camera_to_world for each colour ray of the pixel grid (s = samples squared), for motion blur. `seed` drives the noise.
+    camera_to_world for each colour ray of the pixel grid (s = samples squared), for motion blur. `seed` drives the noise. `gain` sets the exposure of
+    each frame (see `metered`); without it the exposure is set from these frames.
     """
     if len(room.objects) > 255:
         raise ValueError(f"at most 255 objects can be told apart in an id image, found {len(room.objects)}")
@@ -38,11 +41,13 @@ def render(
         b = min(t, a + step)
         blur = None if shutter is None else shutter[:, a:b]
         linear[a:b], depth[a:b], ids[a:b] = _cast(room, shade, poses[a:b], height, width, intrinsics, samples, blur, rng)
-    _develop(linear, frames, room.look, rng)
+    _develop(linear, frames, room.look, rng, metered(linear, room.look) if gain is None else gain)
     return frames, depth, ids
 
 
-def directions(height: int, width: int, intrinsics: Float[np.ndarray, "3 3"], du: float = 0.5, dv: float = 0.5) -> Float[np.ndarray, "p 3"]:
+def directions(
+    height: int, width: int, intrinsics: Float[np.ndarray, "3 3"], du: float = 0.5, dv: float = 0.5
+) -> Float[np.ndarray, "p 3"]:
     """Camera rays with unit z through (column + du, row + dv) of every pixel, row by row."""
     u = (np.arange(width) + du - intrinsics[0, 2]) / intrinsics[0, 0]
     v = (np.arange(height) + dv - intrinsics[1, 2]) / intrinsics[1, 1]
@@ -59,7 +64,9 @@ def _rays(poses: np.ndarray, local: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     return o, np.ascontiguousarray(d)
 
 
-def quick_visibility(room: Room, poses: Float[np.ndarray, "t 4 4"], height: int = 24, width: int = 32, fov: float = 75.0) -> Float[np.ndarray, "t n"]:
+def quick_visibility(
+    room: Room, poses: Float[np.ndarray, "t 4 4"], height: int = 24, width: int = 32, fov: Real = 75.0
+) -> Float[np.ndarray, "t n"]:
     """Fraction of a coarse image that shows each object, without colour. Column order is that of `room.objects`."""
     f = width / 2 / np.tan(np.radians(fov) / 2)
     k = np.array([[f, 0, width / 2], [0, f, height / 2], [0, 0, 1]])
@@ -69,7 +76,7 @@ def quick_visibility(room: Room, poses: Float[np.ndarray, "t 4 4"], height: int 
     return visibility_of(ids, len(room.objects))
 
 
-def visibility_of(ids: Int[np.ndarray, "t ..."], n: int) -> Float[np.ndarray, "t n"]:
+def visibility_of(ids: Integer[np.ndarray, "t ..."], n: int) -> Float[np.ndarray, "t n"]:
     """Fraction of each image with value 1..n, float64."""
     flat = ids.reshape(len(ids), -1).astype(np.int64)
     counts = np.bincount((flat + np.arange(len(ids))[:, None] * (n + 1)).ravel(), minlength=len(ids) * (n + 1))
@@ -134,8 +141,15 @@ def _contact_map(room: Room) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _cast(
-    room: Room, shade: _Shading, poses: np.ndarray, height: int, width: int, k: np.ndarray, samples: int,
-    shutter: np.ndarray | None, rng: np.random.Generator,
+    room: Room,
+    shade: _Shading,
+    poses: np.ndarray,
+    height: int,
+    width: int,
+    k: np.ndarray,
+    samples: int,
+    shutter: np.ndarray | None,
+    rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     scene, surface = room.scene(), shade.surface
     t, n = len(poses), height * width
@@ -152,7 +166,9 @@ def _cast(
     ids = np.where(missed, 0, surface.id[prim])
     light = _light(room, shade, prim, points, d, rng)
     facing = shade.facing[prim]
-    light = _even(light.reshape(t, height, width, 3), facing.reshape(t, height, width), far.reshape(t, height, width)).reshape(-1, 3)
+    light = _even(light.reshape(t, height, width, 3), facing.reshape(t, height, width), far.reshape(t, height, width)).reshape(
+        -1, 3
+    )
 
     # Colour: every ray of the pixel looks up its own triangle, and borrows the light of the centre when it is the same
     # surface facing the same way.
@@ -186,7 +202,9 @@ def _cast(
     return total.reshape(*shape, 3), far.reshape(shape), ids.reshape(shape)
 
 
-def _reflection(room: Room, shade: _Shading, prim: np.ndarray, points: np.ndarray, d: np.ndarray, pixel: np.float32, rng: np.random.Generator) -> np.ndarray:
+def _reflection(
+    room: Room, shade: _Shading, prim: np.ndarray, points: np.ndarray, d: np.ndarray, pixel: np.float32, rng: np.random.Generator
+) -> np.ndarray:
     normal = shade.surface.normal[prim]
     away = d - 2 * _dot(d, normal)[:, None] * normal
     start = points + away * 0.005
@@ -205,7 +223,9 @@ def _glow(shade: _Shading, prim: np.ndarray) -> np.ndarray:
     return out
 
 
-def _light(room: Room, shade: _Shading, prim: np.ndarray, points: np.ndarray, d: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _light(
+    room: Room, shade: _Shading, prim: np.ndarray, points: np.ndarray, d: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
     """RGB light arriving at surface points: ambient with contact shade, ceiling lamp and window with cast shadows."""
     s = shade.surface
     normal = s.normal[prim]
@@ -364,15 +384,29 @@ def _albedo(shade: _Shading, prim: np.ndarray, points: np.ndarray, far: np.ndarr
 # ------------------------------------------------------------------------------------------------------------ camera
 
 
-def _develop(linear: np.ndarray, frames: np.ndarray, look: dict[str, float], rng: np.random.Generator) -> None:
-    """Exposure, white balance, vignetting, tone curve and sensor noise, into 8 bits."""
-    t, h, w, _ = linear.shape
-    thin = linear[:, ::3, ::3].mean(axis=3).reshape(t, -1)
+def metered(linear: Float[np.ndarray, "t h w 3"], look: dict[str, float]) -> Float[np.ndarray, " t"]:
+    """Exposure gain per frame: it follows the view part of the way, and keeps most of the highlights."""
+    step = 3 if linear.shape[1] > 60 else 1
+    thin = linear[:, ::step, ::step].mean(axis=3).reshape(len(linear), -1)
     level = np.median(thin, axis=1) * 0.5 + thin.mean(axis=1) * 0.5
     overall = np.exp(np.mean(np.log(level + 1e-4)))
-    # auto exposure follows the view part of the way, and keeps most of the highlights
     gain = look["exposure"] ** 2.2 / (overall**0.6 * (level + 1e-4) ** 0.4)
     gain *= min(1.0, 0.85 / float(np.mean(np.quantile(thin, 0.9, axis=1) * gain)))
+    return gain.astype(np.float64)
+
+
+def meter(room: Room, poses: Float[np.ndarray, "t 4 4"], fov: Real) -> Float[np.ndarray, " t"]:
+    """Exposure gain per pose from a coarse look at each, for rendering a long clip in pieces."""
+    height, width = 30, 40
+    f = width / 2 / np.tan(np.radians(fov) / 2)
+    k = np.array([[f, 0, width / 2], [0, f, height / 2], [0, 0, 1]])
+    linear, _, _ = _cast(room, _Shading(room), poses, height, width, k, 1, None, np.random.default_rng(0))
+    return metered(linear, room.look)
+
+
+def _develop(linear: np.ndarray, frames: np.ndarray, look: dict[str, float], rng: np.random.Generator, gain: np.ndarray) -> None:
+    """White balance, vignetting, tone curve and sensor noise, into 8 bits."""
+    t, h, w, _ = linear.shape
     warm = look["warm"]
     balance = np.array((1 + warm, 1.0, 1 - warm), np.float32)
     y, x = np.linspace(-1, 1, h, dtype=np.float32), np.linspace(-1, 1, w, dtype=np.float32)

@@ -34,12 +34,17 @@ def indices_of(scene: AnnotatedScene, label: str) -> list[int]:
     return found
 
 
-def the_box(scene: AnnotatedScene, label: str) -> Box3D:
-    """The box of a category's only object."""
+def index_of(scene: AnnotatedScene, label: str) -> int:
+    """Position of a category's only object."""
     found = indices_of(scene, label)
     if len(found) > 1:
         raise ValueError(f"scene {scene.name}: expected one object labelled {label!r}, found {len(found)}")
-    return scene.objects[found[0]].box
+    return found[0]
+
+
+def the_box(scene: AnnotatedScene, label: str) -> Box3D:
+    """The box of a category's only object."""
+    return scene.objects[index_of(scene, label)].box
 
 
 def scene_labels(scene: AnnotatedScene) -> list[str]:

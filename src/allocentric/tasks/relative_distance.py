@@ -5,7 +5,7 @@ from jaxtyping import Float
 
 from allocentric.scenes import AnnotatedScene
 from allocentric.tasks.base import Question, multiple_choice
-from allocentric.tasks.facts import indices_of, pair_distances, scene_labels, seen, unique_objects
+from allocentric.tasks.facts import index_of, indices_of, pair_distances, scene_labels, seen, unique_objects
 from allocentric.tasks.vsibench import VSITask
 
 TOUCHING = 0.15  # metres; what stands on or against the anchor could be told from its name alone (a lamp on a nightstand)
@@ -27,15 +27,16 @@ class RelativeDistance(VSITask):
         visible = seen(scene)
         hidden = {o.label for o, shown in zip(scene.objects, visible, strict=True) if not shown}
         labels = [label for label in scene_labels(scene) if label not in hidden]
-        anchors = [scene.objects[i].label for i in unique_objects(scene)]
-        if len(labels) < 5 or not anchors:
+        anchors = unique_objects(scene)
+        if len(labels) < 5 or len(anchors) == 0:
             return []
-        table = {anchor: category_distances(scene, anchor, labels) for anchor in anchors}
+        nearest = _distances_to_categories(scene, labels)
         for _ in range(4 * limit):
             if len(questions) == limit:
                 break
-            anchor = anchors[int(rng.integers(len(anchors)))]
-            options = _draw_options(labels, table[anchor], anchor, rng)
+            i = rng.choice(anchors)
+            anchor = scene.objects[i].label
+            options = _draw_options(labels, nearest[i], anchor, rng)
             if options is None or (anchor, frozenset(options)) in made:
                 continue
             made.add((anchor, frozenset(options)))
@@ -50,9 +51,12 @@ class RelativeDistance(VSITask):
 
 def category_distances(scene: AnnotatedScene, anchor: str, labels: list[str]) -> Float[np.ndarray, " k"]:
     """Metres from a unique object to the closest instance of each category, closest points of the boxes; 0 for itself."""
-    (i,) = indices_of(scene, anchor)
-    from_anchor = pair_distances(scene)[i]
-    return np.array([from_anchor[indices_of(scene, label)].min() for label in labels])
+    return _distances_to_categories(scene, labels)[index_of(scene, anchor)]
+
+
+def _distances_to_categories(scene: AnnotatedScene, labels: list[str]) -> Float[np.ndarray, "n k"]:
+    meters = pair_distances(scene)
+    return np.stack([meters[:, indices_of(scene, label)].min(1) for label in labels], axis=1)
 
 
 def _draw_options(labels: list[str], distances: np.ndarray, anchor: str, rng: np.random.Generator) -> list[str] | None:

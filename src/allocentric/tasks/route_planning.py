@@ -17,9 +17,9 @@ TURNS = ("Turn Left", "Turn Right", "Turn Back")
 SIDEWAYS = math.radians(45), math.radians(135)  # angles that are surely a turn to one side,
 BACK = math.radians(150)  # and from here on surely a turn back
 FACING = 0.3  # metres at least between an object and what one faces when standing by it
-LEG = 0.8, 8.0  # metres of floor between two stops
+LEG = 0.6, 8.0  # metres of floor between two stops
 STOP_SHORT = 0.2  # metres that a walk keeps from what it leads to,
-HALF_WIDTH = 0.15  # and from what it passes
+HALF_WIDTH = 0.05  # and from what it passes: next to nothing, since it can sidestep
 LOW, HIGH = 0.15, 1.2  # metres above the ground: what lies in between is in the way
 
 
@@ -96,19 +96,20 @@ class Paths:
         in_the_way = (bottom - bottom.min() < HIGH) & (top - bottom.min() > LOW)
         unique = unique_objects(scene)
         self.objects = unique[in_the_way[unique]]
-        places, column = boxes[self.objects], np.cumsum(in_the_way)[self.objects] - 1
-        is_leg, hits = _legs(scene, places, boxes[in_the_way])
+        places, obstacles = boxes[self.objects], boxes[in_the_way]
+        is_leg, hits = _legs(scene, places, obstacles)
 
-        # Obstacles of each leg, its own two ends left out. Having turned back, the robot may pass the place where it was.
-        u = np.arange(len(places))
-        hits_place = hits[:, :, column]
-        obstacles = hits.sum(-1) - hits_place[u[:, None], u, u[:, None]] - hits_place[u[:, None], u, u]
-        free = is_leg & (obstacles == 0)
-        free_after = is_leg & (obstacles - hits_place.transpose(2, 0, 1) == 0)
+        # What stands at a place, or carries what is asked for there, is no obstacle to a leg that begins or ends there;
+        # nor, for one who turns back, is what stands where the last leg began.
+        elsewhere = (np.abs(into_footprint_frame(places[:, None, :2], obstacles)) > obstacles[:, 3:5] / 2).any(-1)
+        blocks = hits & elsewhere[:, None] & elsewhere[None]
+        free = is_leg & ~blocks.any(-1)
+        free_after = is_leg & ~(blocks & elsewhere[:, None, None]).any(-1)
 
         bearing = bearings(places[:, :2])
         at_start = turn(wrap(bearing[:, None, :] - bearing[:, :, None]))
         at_stop = turn(wrap(bearing[None, :, :] - bearing[:, :, None]))
+        u = np.arange(len(places))
         x, y, z = u[:, None, None], u[:, None], u
         different = (x != y) & (y != z) & (x != z)
         can_face = different & (pair_distances(scene)[np.ix_(self.objects, self.objects)] >= FACING)[:, :, None]

@@ -3,11 +3,9 @@
 A stage that has finished is skipped and one that was interrupted continues, so running the command again is how to resume.
 """
 
-import json
 import types
 import typing
-from collections.abc import Callable, Iterator
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 

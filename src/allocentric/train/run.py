@@ -15,15 +15,23 @@ from allocentric import rooms
 from allocentric.encoders.vggt import VGGT, VGGTConfig
 from allocentric.models.processor import SpatialMLLMProcessor
 from allocentric.models.spatial_mllm import SpatialMLLMConfig, SpatialMLLMForConditionalGeneration, SpatialMLLMModel
-from allocentric.tasks import TRAINING_TASKS, make_questions
+from allocentric.tasks import TRAINING_TASKS
 from allocentric.train.features import RoomFeatures, write_features
 from allocentric.train.geometry import GeometricRooms, GeometryLoss, collate_clips
 from allocentric.train.recipe import Optimisation, Recipe, resume_point
 from allocentric.train.room_questions import RoomQuestions, draw_turns
 from allocentric.train.semantics import SemanticRooms, TokenClassifier
 from allocentric.train.sft import SFTTrainer, collate
-from allocentric.train.shards import RoomShards, RoomsSpec, random_generator, write_rooms
+from allocentric.train.shards import RoomShards, random_generator, write_rooms
 from allocentric.train.tokenizer import train_tokenizer
+
+# Text that never varies is one token each: a third of a question's length, and nothing to learn.
+FIXED_SENTENCES = (
+    "You are a helpful assistant.",
+    "These are frames of a video.\n",
+    "Please answer the question using a single word or phrase.",
+    "Answer with the option's letter from the given choices directly.",
+)
 
 Progress = Callable[[str, Iterable[tuple[int, int]]], None]
 
@@ -80,9 +88,8 @@ def make_tokenizer(recipe: Recipe, out: Path) -> None:
     shards = training_rooms(recipe, out)
     tasks = {name: (task, 1.0) for name, task in TRAINING_TASKS.items()}
     turns = [t for i in range(recipe.tokenizer.rooms) for t in draw_turns(shards[i].scene, tasks, 24, random_generator())]
-    sentences = {sentence for task in TRAINING_TASKS.values() for sentence in task.fixed_sentences}
     texts = [text for turn in turns for text in (turn.prompt, turn.answer)] + ["You are a helpful assistant. system user assistant"] * 50
-    tokenizer = train_tokenizer(texts, recipe.tokenizer.vocab_size, sorted(sentences))
+    tokenizer = train_tokenizer(texts, recipe.tokenizer.vocab_size, FIXED_SENTENCES)
     vision = SpatialMLLMConfig(**recipe.model).vision_config
     patches = {
         "patch_size": vision.patch_size,

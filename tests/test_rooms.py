@@ -1,0 +1,197 @@
+"""Procedural rooms: the pictures, the geometry and the annotation agree with each other."""
+
+from collections import Counter
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from allocentric.rooms import LABELS, generate, load_scene, make_room, render, walk, write_video
+from allocentric.rooms.furniture import CATALOG, FIXTURES
+from allocentric.rooms.generate import MIN_VISIBLE, pinhole, staged
+from allocentric.rooms.layout import blocks, footprints_touch
+
+SEEDS = range(40, 52)
+
+
+@pytest.fixture(scope="module")
+def rooms():
+    return [make_room(s) for s in SEEDS]
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return [generate(s, frames=6, height=56, width=70) for s in (3, 4, 10)]
+
+
+def test_a_seed_gives_the_same_bits():
+    a, b = generate(5, frames=3, height=40, width=50), generate(5, frames=3, height=40, width=50)
+    assert (a[0].frames == b[0].frames).all() and (a[0].depth == b[0].depth).all() and (a[2] == b[2]).all()
+    assert a[1].objects == b[1].objects and (a[0].camera_to_world == b[0].camera_to_world).all()
+    assert (generate(6, frames=3, height=40, width=50)[0].frames != a[0].frames).any()
+
+
+def test_unprojected_pixels_lie_in_the_box_of_their_id(scenes):
+    for views, scene, ids in scenes:
+        depth, pose, k = views.depth.numpy(), views.camera_to_world.numpy().astype(float), views.intrinsics.numpy()
+        v, u = np.mgrid[0 : depth.shape[1], 0 : depth.shape[2]] + 0.5
+        checked = 0
+        for t in range(len(views)):
+            x = (u - k[t, 0, 2]) / k[t, 0, 0] * depth[t]
+            y = (v - k[t, 1, 2]) / k[t, 1, 1] * depth[t]
+            world = np.stack([x, y, depth[t]], -1) @ pose[t, :3, :3].T + pose[t, :3, 3]
+            for o in scene.objects:
+                p = world[ids[t] == o.id] - np.array(o.box.center)
+                c, s = np.cos(o.box.yaw), np.sin(o.box.yaw)
+                local = np.stack([p[:, 0] * c + p[:, 1] * s, p[:, 1] * c - p[:, 0] * s, p[:, 2]], 1)
+                assert (np.abs(local) <= np.array(o.box.size) / 2 + 0.003).all(), (scene.name, o.label)
+                checked += len(p)
+        assert checked > 1000
+
+
+def test_boxes_are_tight(rooms):
+    for room in rooms[:4]:
+        s = room.surface()
+        for o in room.objects:
+            p = s.triangles[s.id == o.id].reshape(-1, 3) - np.array(o.box.center)
+            c, r = np.cos(o.yaw), np.sin(o.yaw)
+            local = np.stack([p[:, 0] * c + p[:, 1] * r, p[:, 1] * c - p[:, 0] * r, p[:, 2]], 1)
+            assert np.allclose(local.max(0), np.array(o.size) / 2, atol=1e-4), o.label
+            assert np.allclose(local.min(0), -np.array(o.size) / 2, atol=1e-4), o.label
+
+
+def test_nothing_overlaps_but_what_stands_on_something(rooms):
+    for room in rooms:
+        for i, a in enumerate(room.objects):
+            for b in room.objects[i + 1 :]:
+                if a.support == b.id or b.support == a.id:
+                    continue
+                apart_in_height = a.position[2] >= b.position[2] + b.size[2] or b.position[2] >= a.position[2] + a.size[2]
+                assert apart_in_height or not footprints_touch(a.position, a.size, a.yaw, b.position, b.size, b.yaw, 0.0)
+
+
+def test_objects_are_inside_their_room(rooms):
+    for room in rooms:
+        for o in room.objects:
+            x0, y0, x1, y1 = room.plan.rects[o.room]
+            c, s = abs(np.cos(o.yaw)), abs(np.sin(o.yaw))
+            hx, hy = (o.size[0] * c + o.size[1] * s) / 2, (o.size[0] * s + o.size[1] * c) / 2
+            assert x0 - 1e-3 <= o.position[0] - hx and o.position[0] + hx <= x1 + 1e-3
+            assert y0 - 1e-3 <= o.position[1] - hy and o.position[1] + hy <= y1 + 1e-3
+            assert o.position[2] + o.size[2] <= room.plan.height
+
+
+def test_the_camera_walks_in_free_space(rooms):
+    for room in rooms:
+        poses, times = walk(room, 60, np.random.default_rng(0))
+        assert (np.diff(times) > 0).all()
+        r = poses[:, :3, :3]
+        assert np.allclose(r @ r.transpose(0, 2, 1), np.eye(3), atol=1e-9) and np.allclose(np.linalg.det(r), 1)
+        assert (r[:, 2, 1] < -0.5).all()  # the image's down points down
+        assert ((poses[:, 2, 3] > 1.2) & (poses[:, 2, 3] < 1.8)).all()
+        floors = [room.plan.rects[k] for k in range(len(room.plan.rects))] + [o[2] for o in room.plan.openings]
+        for p in poses[:, :2, 3]:
+            assert any(x0 <= p[0] <= x1 and y0 <= p[1] <= y1 for x0, y0, x1, y1 in floors)
+            cut = room.plan.cuts[0]
+            assert cut is None or not (cut[0] <= p[0] <= cut[2] and cut[1] <= p[1] <= cut[3])
+            for o in room.objects:
+                if blocks(o.label, o.position[2], o.size[2]) and not o.support:
+                    d = p - np.array(o.position[:2])
+                    c, s = np.cos(o.yaw), np.sin(o.yaw)
+                    out = np.abs([d[0] * c + d[1] * s, d[1] * c - d[0] * s]) - np.array(o.size[:2]) / 2
+                    assert np.hypot(*np.maximum(out, 0)) > 0.25, o.label
+
+
+def test_visibility_is_the_share_of_id_pixels(scenes):
+    for _, scene, ids in scenes:
+        assert scene.visibility.shape == (len(ids), len(scene.objects))
+        for j, o in enumerate(scene.objects):
+            assert np.array_equal(scene.visibility[:, j], (ids == o.id).reshape(len(ids), -1).mean(axis=1))
+        assert (scene.visibility.max(axis=0) >= MIN_VISIBLE).all()
+
+
+def test_every_visible_object_is_annotated_at_training_size():
+    for seed in (3, 10):
+        _, scene, ids = generate(seed)
+        assert set(np.unique(ids)) - {0} <= {o.id for o in scene.objects}
+
+
+def test_area_is_that_of_the_floor(rooms):
+    from shapely import Polygon
+
+    shapes = Counter()
+    for room in rooms:
+        polygons = [Polygon(p) for p in room.floor]
+        assert all(p.is_valid and p.exterior.is_ccw for p in polygons)
+        assert sum(p.area for p in polygons) == pytest.approx(room.annotate().room_area)
+        assert 8 < room.area < 46
+        shapes[tuple(len(p) for p in room.floor)] += 1
+    assert len(shapes) >= 2
+
+
+def test_depth_meets_the_floor_where_geometry_says():
+    room = make_room(1)
+    grounded = 0
+    poses, _ = walk(room, 6, np.random.default_rng(1))
+    k = pinhole(48, 64, 75)
+    _, depth, ids = render(room, poses, 48, 64, k, samples=1)
+    v, u = np.mgrid[0:48, 0:64] + 0.5
+    for t in range(6):
+        local = np.stack([(u - 32) / k[0, 0], (v - 24) / k[1, 1], np.ones_like(u)], -1)
+        down = (local @ poses[t, :3, :3].T)[..., 2]
+        expected = np.where(down < 0, -poses[t, 2, 3] / np.where(down < 0, down, -1), np.inf)
+        assert (depth[t] <= expected + 1e-3).all() and (depth[t] > 0).all()
+        ground = (ids[t] == 0) & (np.abs(depth[t] - expected) < 1e-3)
+        grounded += ground.sum()
+    assert grounded > 300
+
+
+def test_catalog_builds_and_sizes_vary():
+    assert len(LABELS) >= 25 and all(label == label.lower() for label in LABELS)
+    for label, build in [*((k, v.build) for k, v in CATALOG.items()), *FIXTURES.items()]:
+        sizes = np.array([np.ptp(build(np.random.default_rng(s)).triangles().reshape(-1, 3), axis=0) for s in range(8)])
+        assert np.isfinite(sizes).all() and (sizes.max(axis=0) / sizes.min(axis=0)).max() > 1.1, label
+        sizes = sizes.max(axis=1)
+        assert 0.2 < sizes.min() and sizes.max() < 3.2, label
+
+
+def test_rooms_hold_repeats_and_single_things():
+    scenes = [staged(s)[0] for s in range(60, 72)]
+    counts = [Counter(o.label for o in r.objects) for r in scenes]
+    assert np.mean([sum(n == 1 for n in c.values()) for c in counts]) >= 5
+    assert np.mean([any(n > 1 and k not in FIXTURES for k, n in c.items()) for c in counts]) > 0.6
+
+
+def test_unknown_style_is_refused():
+    with pytest.raises(ValueError, match="style"):
+        make_room(0, "wax")
+
+
+def test_scene_folder_round_trip(tmp_path):
+    scene = write_video(7, tmp_path, seconds=1.0, fps=8, height=96, width=128, annotated_frames=4, posed_rgbd=True, workers=1)
+    again = load_scene(tmp_path)
+    assert again.objects == scene.objects and again.room_area == scene.room_area and again.name == scene.name
+    assert np.array_equal(again.visibility, scene.visibility)
+    assert np.array_equal(again.camera_to_world, scene.camera_to_world)
+    with av.open(str(tmp_path / "video.mp4")) as video:
+        frames = [f.to_ndarray(format="rgb24") for f in video.decode(video=0)]
+    assert len(frames) == 8 and frames[0].shape == (96, 128, 3)
+    still = np.asarray(Image.open(tmp_path / "rgbd" / "frame-000003.color.jpg")).astype(float)
+    assert np.abs(still - frames[3]).mean() < 8
+    room, path, _ = staged(7)
+    pose = np.loadtxt(tmp_path / "rgbd" / "frame-000003.pose.txt")
+    assert np.allclose(pose, path.poses(np.linspace(0, path.duration, 8))[3], atol=1e-6)
+    millimetres = np.asarray(Image.open(tmp_path / "rgbd" / "frame-000003.depth.png"))
+    k = np.loadtxt(tmp_path / "rgbd" / "camera-intrinsics.txt")
+    _, depth, _ = render(room, pose[None], 96, 128, k, samples=1)
+    assert np.abs(millimetres / 1000 - depth[0]).max() < 0.002
+    assert not list(tmp_path.glob(".partial*"))
+
+
+def test_bad_scene_files_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"scene\.json"):
+        load_scene(tmp_path)
+    (tmp_path / "scene.json").write_text("{}")
+    with pytest.raises(ValueError, match="version 1"):
+        load_scene(tmp_path)
