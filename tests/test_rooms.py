@@ -12,7 +12,7 @@ from allocentric.rooms.furniture import CATALOG, FIXTURES
 from allocentric.rooms.generate import MIN_VISIBLE, pinhole, staged
 from allocentric.rooms.layout import blocks, footprints_touch
 
-SEEDS = range(40, 52)
+SEEDS = range(40, 47)
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def rooms():
 
 @pytest.fixture(scope="module")
 def scenes():
-    return [generate(s, frames=6, height=56, width=70) for s in (3, 4, 10)]
+    return [generate(s, frames=5, height=56, width=70) for s in (4, 10)]
 
 
 def test_a_seed_gives_the_same_bits():
@@ -157,7 +157,7 @@ def test_catalog_builds_and_sizes_vary():
 
 
 def test_rooms_hold_repeats_and_single_things():
-    scenes = [staged(s)[0] for s in range(60, 72)]
+    scenes = [staged(s)[0] for s in range(60, 66)]
     counts = [Counter(o.label for o in r.objects) for r in scenes]
     assert np.mean([sum(n == 1 for n in c.values()) for c in counts]) >= 5
     assert np.mean([any(n > 1 and k not in FIXTURES for k, n in c.items()) for c in counts]) > 0.6
@@ -195,3 +195,41 @@ def test_bad_scene_files_are_named(tmp_path):
     (tmp_path / "scene.json").write_text("{}")
     with pytest.raises(ValueError, match="version 1"):
         load_scene(tmp_path)
+
+
+def test_models_style_says_what_to_install(tmp_path):
+    from allocentric.rooms.models import model_catalog
+
+    with pytest.raises(ValueError, match="apt-get install sweethome3d-furniture"):
+        model_catalog(tmp_path)
+
+
+def test_models_are_read_at_catalog_size(tmp_path):
+    """A catalog of one box, 2 x 4 x 1 units in the file (y up, front +z), sold as 80 x 50 x 40 cm."""
+    import zipfile
+
+    from allocentric.rooms.models import load_model
+
+    corners = [(x, y, z) for x in (0, 2) for y in (0, 4) for z in (0, 1)]
+    obj = "mtllib b.mtl\n" + "".join(f"v {x} {y} {z}\n" for x, y, z in corners)
+    obj += "usemtl back\nf 1 3 7 5\nusemtl front\nf 2/1 4/1 8/1 6/1\nf -8 -7 -5 -6\n"
+    catalog = "name#1=Box\nmodel#1=/b/b.obj\nwidth#1=80\ndepth#1=50\nheight#1=40\n"
+    with zipfile.ZipFile(tmp_path / "a.sh3f", "w") as z:
+        z.writestr("PluginFurnitureCatalog.properties", catalog)
+        z.writestr("b/b.obj", obj)
+        z.writestr("b/b.mtl", "newmtl front\nKd 0.8 0.1 0.2\nnewmtl back\nKd 0.1 0.1 0.9\n")
+    mesh = load_model(tmp_path / "a.sh3f", "b/b.obj")
+    assert np.allclose(np.ptp(mesh.triangles().reshape(-1, 3), axis=0), (0.8, 0.5, 0.4))
+    colour = {m.color: p.reshape(-1, 3)[:, 1].max() for m, p in zip(mesh.part_material, mesh.parts, strict=True)}
+    assert colour[(0.1, 0.1, 0.9)] == pytest.approx(0.0) and colour[(0.8, 0.1, 0.2)] == pytest.approx(0.5)
+    assert [len(p) for p in mesh.parts] == [2, 4]
+
+
+def test_models_style_furnishes_with_known_labels():
+    from allocentric.rooms.models import FOLDER
+
+    if not FOLDER.is_dir():
+        pytest.skip("sweethome3d-furniture is not installed")
+    views, scene, ids = generate(3, frames=3, height=40, width=50, style="models")
+    assert len(scene.objects) >= 4 and {o.label for o in scene.objects} <= set(LABELS)
+    assert np.isin(ids[ids > 0], [o.id for o in scene.objects]).mean() > 0.9 and len(views) == 3

@@ -37,7 +37,7 @@ class AnnotatedScene:
 
 
 def scene_to_dict(scene: AnnotatedScene) -> dict:
-    """The scene as plain JSON types (the schema of `scene.json`); `scene_from_dict` is its inverse."""
+    """The scene as plain JSON types; `scene_from_dict` is its inverse, but for visibility, which keeps six decimals."""
     return {
         "name": scene.name,
         "objects": [
@@ -62,10 +62,10 @@ def scene_from_dict(data: dict) -> AnnotatedScene:
         return AnnotatedScene(
             name=data["name"],
             objects=objects,
-            visibility=None if visibility is None else np.array(visibility, dtype=np.float64).reshape(len(visibility), len(objects)),
-            camera_to_world=None if poses is None else np.array(poses, dtype=np.float64),
-            floor=tuple(np.array(polygon, dtype=np.float64) for polygon in data["floor"]),
+            visibility=None if visibility is None else np.array(visibility, dtype=float).reshape(len(visibility), len(objects)),
+            camera_to_world=None if poses is None else np.array(poses, dtype=float).reshape(-1, 4, 4),
+            floor=tuple(np.array(polygon, dtype=float).reshape(-1, 2) for polygon in data["floor"]),
             room_area=data["room_area"],
         )
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"scene: found no valid field {error}, expected the schema of scene.json") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"scene: found something malformed ({error!r}), expected what scene_to_dict writes") from error

@@ -27,7 +27,7 @@ Rect = tuple[float, float, float, float]  # x0, y0, x1, y1
 class Furniture:
     """One placed object: its triangles in its own frame (base centre at the origin) and where that frame stands.
 
-    `support` is the id of the object it stands on, 0 for floor and walls. `carries` lists nothing: see `support`.
+    `support` is the id of the object it stands on, 0 for floor and walls.
     """
 
     id: int
@@ -621,7 +621,7 @@ class _Placer:
         for _ in range(tries):
             host = hosts[rng.integers(len(hosts))]
             soft = host.label in ("sofa", "armchair")
-            mesh = make.pillow_propped(rng) if label == "pillow" and soft else kind.build(rng)
+            mesh = make.pillow_propped(rng) if kind.build is make.pillow and soft else kind.build(rng)
             lo, hi = _bounds(mesh)
             w, d = hi[0] - lo[0], hi[1] - lo[1]
             scene = EmbreeScene()
@@ -662,7 +662,7 @@ class _Placer:
                 return o
         for _ in range(3):
             if kind.place == "hang":
-                mesh = make.tv_hung(rng) if label == "tv" else kind.build(rng)
+                mesh = make.tv_hung(rng) if kind.build is make.tv else kind.build(rng)
                 lo, hi = _bounds(mesh)
                 z = rng.uniform(*kind.hang) - (0.0 if label == "mirror" else (hi[2] - lo[2]) / 2)
                 o = self.at_wall(label, mesh, z=max(0.05, z), gap=0.004)

@@ -24,8 +24,8 @@ def render(
     """RGB frames, depth in metres along z (0 where nothing is hit) and instance ids of a room seen from `poses`.
 
     Depth and ids are those of the pixel's centre; colour averages samples x samples rays per pixel. `shutter` gives a
-    camera_to_world for each colour ray of the pixel grid (s = samples squared), for motion blur. `seed` drives the noise. `gain` sets the exposure of
-    each frame (see `metered`); without it the exposure is set from these frames.
+    camera_to_world for each colour ray of the pixel grid (s = samples squared), for motion blur. `seed` drives the noise.
+    `gain` sets the exposure of each frame (see `meter`); without it the exposure is set from these frames.
     """
     if len(room.objects) > 255:
         raise ValueError(f"at most 255 objects can be told apart in an id image, found {len(room.objects)}")

@@ -11,6 +11,7 @@ from allocentric.tasks.base import Question, Task
 from allocentric.tasks.facts import the_box, unique_objects
 
 NUMBER = r"([-+]?\d+(?:\.\d+)?)"
+ANSWER_FORM = 'Answer in the form "x 0.0 y 0.0 z 0.0".'
 ANSWER = re.compile(rf"x\s*{NUMBER}\s*y\s*{NUMBER}\s*z\s*{NUMBER}")
 
 
@@ -36,7 +37,7 @@ class ObjectPosition(Task):
         return questions
 
     def prompt(self, question: Question) -> str:
-        return f'{question.text}\nAnswer in the form "x 0.0 y 0.0 z 0.0".'
+        return f"{question.text}\n{ANSWER_FORM}"
 
     def parse(self, text: str) -> tuple[float, ...] | None:
         found = ANSWER.search(text)

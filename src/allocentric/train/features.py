@@ -16,7 +16,9 @@ from allocentric.train.shards import RoomShards, mirror, mirror_scene
 PARTS = ("2d", "3d")
 
 
-def write_features(folder: Path, model: SpatialMLLMModel, shards: RoomShards, mirrored: bool, block: int = 8) -> Iterator[tuple[int, int]]:
+def write_features(
+    folder: Path, model: SpatialMLLMModel, shards: RoomShards, mirrored: bool, block: int = 8
+) -> Iterator[tuple[int, int]]:
     """Encode every room, and its mirror image too if asked; yields (done, total). Continues where an interrupted run stopped.
 
     Row i holds room i; with `mirrored`, row len(shards) + i holds its mirror image. float16, (rows, tokens, channels) per part.
@@ -55,9 +57,10 @@ class RoomFeatures:
 
     def __init__(self, folder: Path, shards: RoomShards):
         self.folder, self.shards = Path(folder), shards
-        progress = json.loads((self.folder / "progress.json").read_text())
+        record = self.folder / "progress.json"
+        progress = json.loads(record.read_text()) if record.is_file() else {"done": 0, "total": len(shards)}
         if progress["done"] < progress["total"]:
-            raise ValueError(f"{folder}: found features of {progress['done']} rooms, expected {progress['total']}; finish writing them")
+            raise ValueError(f"{folder}: found features of {progress['done']} rooms, expected {progress['total']}; write them first")
         self.rows = progress["total"]
         self.files = {part: np.load(path, mmap_mode="r") for part in PARTS if (path := self.folder / f"{part}.npy").exists()}
 

@@ -15,7 +15,9 @@ from allocentric.train.sft import Turn, pack
 from allocentric.train.shards import random_generator
 
 
-def draw_turns(scene: AnnotatedScene, tasks: Mapping[str, tuple[Task, float]], count: int, rng: np.random.Generator) -> list[Turn]:
+def draw_turns(
+    scene: AnnotatedScene, tasks: Mapping[str, tuple[Task, float]], count: int, rng: np.random.Generator
+) -> list[Turn]:
     """`count` questions at most; which task each comes from follows the weights of the tasks that can ask something of this scene."""
     made = {name: (list(task.make(scene, rng, count)), weight) for name, (task, weight) in tasks.items()}
     turns: list[Turn] = []
@@ -42,9 +44,9 @@ class RoomQuestions(Dataset):
         grid: tuple[int, int, int],
         see: tuple[str, ...],
     ):
-        self.features, self.processor, self.tasks, self.questions, self.grid, self.see = (
-            features, processor, tasks, questions, grid, see,
-        )  # fmt: skip
+        self.features, self.processor = features, processor
+        self.tasks, self.questions = tasks, questions
+        self.grid, self.see = grid, see
 
     def __len__(self) -> int:
         return len(self.features)

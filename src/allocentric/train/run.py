@@ -13,9 +13,10 @@ from transformers import Qwen2VLImageProcessor, Qwen2VLVideoProcessor, Trainer, 
 
 from allocentric import rooms
 from allocentric.encoders.vggt import VGGT, VGGTConfig
-from allocentric.models.processor import SpatialMLLMProcessor
+from allocentric.models.processor import SYSTEM, SpatialMLLMProcessor
 from allocentric.models.spatial_mllm import SpatialMLLMConfig, SpatialMLLMForConditionalGeneration, SpatialMLLMModel
 from allocentric.tasks import TRAINING_TASKS
+from allocentric.tasks.object_position import ANSWER_FORM
 from allocentric.train.features import RoomFeatures, write_features
 from allocentric.train.geometry import GeometricRooms, GeometryLoss, collate_clips
 from allocentric.train.recipe import Optimisation, Recipe, resume_point
@@ -23,15 +24,10 @@ from allocentric.train.room_questions import RoomQuestions, draw_turns
 from allocentric.train.semantics import SemanticRooms, TokenClassifier
 from allocentric.train.sft import SFTTrainer, collate
 from allocentric.train.shards import RoomShards, random_generator, write_rooms
-from allocentric.train.tokenizer import train_tokenizer
+from allocentric.train.tokenizer import fixed_phrases, train_tokenizer
 
-# Text that never varies is one token each: a third of a question's length, and nothing to learn.
-FIXED_SENTENCES = (
-    "You are a helpful assistant.",
-    "These are frames of a video.\n",
-    "Please answer the question using a single word or phrase.",
-    "Answer with the option's letter from the given choices directly.",
-)
+# Parts of every prompt, each one token of the trained tokenizer.
+CHAT_PHRASES = (SYSTEM, "system\n", "user\n", "assistant\n", "Options:", "\nA.", "\nB.", "\nC.", "\nD.", ANSWER_FORM)
 
 Progress = Callable[[str, Iterable[tuple[int, int]]], None]
 
@@ -88,8 +84,8 @@ def make_tokenizer(recipe: Recipe, out: Path) -> None:
     shards = training_rooms(recipe, out)
     tasks = {name: (task, 1.0) for name, task in TRAINING_TASKS.items()}
     turns = [t for i in range(recipe.tokenizer.rooms) for t in draw_turns(shards[i].scene, tasks, 24, random_generator())]
-    texts = [text for turn in turns for text in (turn.prompt, turn.answer)] + ["You are a helpful assistant. system user assistant"] * 50
-    tokenizer = train_tokenizer(texts, recipe.tokenizer.vocab_size, FIXED_SENTENCES)
+    texts = [text for turn in turns for text in (turn.prompt, turn.answer)] + [f"{SYSTEM} system user assistant"] * 50
+    tokenizer = train_tokenizer(texts, recipe.tokenizer.vocab_size, [*CHAT_PHRASES, *fixed_phrases(texts, rooms.LABELS)])
     vision = SpatialMLLMConfig(**recipe.model).vision_config
     patches = {
         "patch_size": vision.patch_size,

@@ -76,7 +76,10 @@ class TokenClassifier(nn.Module):
         self.head = nn.Linear(model.config.text_config.hidden_size, labels)
 
     def forward(
-        self, pixel_values: Float[Tensor, "patches features"], grid_thw: Int[Tensor, "rows 3"], categories: Float[Tensor, "tokens labels"]
+        self,
+        pixel_values: Float[Tensor, "patches features"],
+        grid_thw: Int[Tensor, "rows 3"],
+        categories: Float[Tensor, "tokens labels"],
     ) -> dict[str, Tensor]:
         logits = self.head(self.visual(pixel_values, grid_thw=grid_thw).pooler_output)
         # summed over categories: most are absent from most tokens, and a mean would vanish

@@ -6,12 +6,13 @@
                    cameras.npz  camera_to_world (n, T, 4, 4), intrinsics (n, T, 3, 3), float32
                    scenes.jsonl one AnnotatedScene a line
 
-A shard appears under its name only when it is complete, so an interrupted run is continued by running it again.
+A shard appears under its name only when it is complete, so an interrupted run is continued by running it again. Every shard holds
+`SHARD_SIZE` rooms but the last, which holds what is left; it is written anew when more rooms are asked for later.
 """
 
 import json
-import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
@@ -63,39 +64,47 @@ def write_rooms(folder: Path, spec: RoomsSpec, workers: int = 2) -> Iterator[tup
             raise ValueError(f"{folder}: found rooms of {found}, expected {wanted}; use another folder")
     else:
         record.write_text(json.dumps(wanted))
-    shards = range((spec.count + SHARD_SIZE - 1) // SHARD_SIZE)
-    missing = [i for i in shards if not (folder / f"{i:05d}").exists()]
-    done = (len(shards) - len(missing)) * SHARD_SIZE
-    yield min(done, spec.count), spec.count
+    wanted_rooms = [min(SHARD_SIZE, spec.count - start) for start in range(0, spec.count, SHARD_SIZE)]
+    missing = {i: rooms for i, rooms in enumerate(wanted_rooms) if _rooms_in(folder / f"{i:05d}") < rooms}
+    done = spec.count - sum(missing.values())
+    yield done, spec.count
+    if not missing:
+        return
     with ProcessPoolExecutor(workers) as pool:
-        for job in as_completed([pool.submit(_write_shard, folder, spec, i) for i in missing]):
+        jobs = {pool.submit(_write_shard, folder, spec, i, rooms): rooms for i, rooms in missing.items()}
+        for job in as_completed(jobs):
             job.result()
-            done += SHARD_SIZE
-            yield min(done, spec.count), spec.count
+            done += jobs[job]
+            yield done, spec.count
 
 
-def _write_shard(folder: Path, spec: RoomsSpec, index: int) -> None:
+def _rooms_in(shard: Path) -> int:
+    """How many rooms a shard holds; 0 when it is not there."""
+    return len(np.load(shard / "frames.npy", mmap_mode="r")) if shard.is_dir() else 0
+
+
+def _write_shard(folder: Path, spec: RoomsSpec, index: int, count: int) -> None:
     from allocentric import rooms
 
-    seeds = range(spec.first_seed + index * SHARD_SIZE, spec.first_seed + (index + 1) * SHARD_SIZE)
-    made = [rooms.generate(seed, spec.frames, spec.height, spec.width, spec.style) for seed in seeds]
-    partial = folder / f"{index:05d}.partial-{os.getpid()}"
-    partial.mkdir()
+    first = spec.first_seed + index * SHARD_SIZE
+    made = [rooms.generate(seed, spec.frames, spec.height, spec.width, spec.style) for seed in range(first, first + count)]
     views = [views for views, _, _ in made]
-    np.save(partial / "frames.npy", np.stack([v.frames.permute(0, 2, 3, 1).numpy() for v in views]))
-    np.save(partial / "depth.npy", np.stack([v.depth.numpy() for v in views]).astype(np.float16))
-    np.save(partial / "ids.npy", np.stack([ids for _, _, ids in made]).astype(np.uint8))
-    np.savez(
-        partial / "cameras.npz",
-        camera_to_world=np.stack([v.camera_to_world.numpy() for v in views]),
-        intrinsics=np.stack([v.intrinsics.numpy() for v in views]),
-    )
-    (partial / "scenes.jsonl").write_text("".join(json.dumps(scene_to_dict(scene)) + "\n" for _, scene, _ in made))
-    target = folder / f"{index:05d}"
-    if target.exists():
-        shutil.rmtree(partial)
-    else:
-        partial.rename(target)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as scratch:
+        work = Path(scratch) / "shard"
+        work.mkdir()
+        np.save(work / "frames.npy", np.stack([v.frames.permute(0, 2, 3, 1).numpy() for v in views]))
+        np.save(work / "depth.npy", np.stack([v.depth.numpy() for v in views]).astype(np.float16))
+        np.save(work / "ids.npy", np.stack([ids for _, _, ids in made]).astype(np.uint8))
+        np.savez(
+            work / "cameras.npz",
+            camera_to_world=np.stack([v.camera_to_world.numpy() for v in views]),
+            intrinsics=np.stack([v.intrinsics.numpy() for v in views]),
+        )
+        (work / "scenes.jsonl").write_text("".join(json.dumps(scene_to_dict(scene)) + "\n" for _, scene, _ in made))
+        target = folder / f"{index:05d}"
+        if target.exists():  # a shorter last shard of an earlier run
+            shutil.rmtree(target)
+        work.rename(target)
 
 
 class RoomShards:
@@ -103,14 +112,16 @@ class RoomShards:
 
     def __init__(self, folder: Path, count: int | None = None):
         self.folder = Path(folder)
-        self.shards = sorted(p for p in self.folder.glob("[0-9]" * 5) if p.is_dir())
-        if not self.shards:
-            raise ValueError(f"{folder}: found no shards of rooms; write them with `allo rooms`")
-        held = len(self.shards) * SHARD_SIZE
-        if count is not None and count > held:
-            raise ValueError(f"{folder}: found {held} rooms, expected {count}; write more with `allo rooms`")
+        held = shards = 0
+        while held == shards * SHARD_SIZE and (rooms := _rooms_in(self._shard(shards))):  # up to the first gap
+            held, shards = held + rooms, shards + 1
+        if not held or held < (count or 0):
+            raise ValueError(f"{folder}: found {held} rooms, expected {count or 'some'}; write them first (stage `rooms` of a recipe)")
         self.count = held if count is None else count
         self._open: dict[int, tuple] = {}
+
+    def _shard(self, index: int) -> Path:
+        return self.folder / f"{index:05d}"
 
     def __len__(self) -> int:
         return self.count
@@ -120,7 +131,7 @@ class RoomShards:
             raise IndexError(index)
         shard, row = divmod(index, SHARD_SIZE)
         if shard not in self._open:
-            path = self.shards[shard]
+            path = self._shard(shard)
             cameras = np.load(path / "cameras.npz")
             self._open[shard] = (
                 *(np.load(path / f"{name}.npy", mmap_mode="r") for name in ("frames", "depth", "ids")),

@@ -1,5 +1,7 @@
 """A small byte-level BPE tokenizer in Qwen's format, for models that are trained from scratch."""
 
+import re
+from collections import Counter
 from collections.abc import Iterable
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -35,6 +37,18 @@ CHAT_TEMPLATE = (
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"
 )
+
+
+def fixed_phrases(texts: Iterable[str], slots: Iterable[str], least: int = 30) -> list[str]:
+    """The stretches of a line between slots (words that vary, such as category names) and numbers that recur `least` times.
+
+    Question templates are long and never vary. With each of their parts as one token a question takes a third of the length, and
+    what does vary stands out.
+    """
+    slot = "|".join(re.escape(word) for word in sorted(slots, key=len, reverse=True))
+    parts = re.compile(rf"\b(?:{slot})\b|\d+(?:\.\d+)?|\n|^[A-D]\. .*", re.MULTILINE)
+    counts = Counter(part.rstrip() for text in texts for part in parts.split(text))
+    return sorted(part for part, count in counts.items() if count >= least and len(part.split()) >= 2)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, sentences: Iterable[str] = ()) -> PreTrainedTokenizerFast:

@@ -1,0 +1,107 @@
+"""nano's card: how it, its controls and two baselines score on rooms nobody trained on."""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from allocentric.evaluate.rooms import ask_rooms, bootstrap, chance_rows, constant_rows, read_rows, room_questions, summary
+from allocentric.model import HEADS_FILE
+from allocentric.models.processor import SpatialMLLMProcessor
+from allocentric.models.spatial_mllm import load_spatial_mllm
+from allocentric.tasks import make_questions
+from allocentric.train.recipe import Recipe
+from allocentric.train.shards import RoomShards, RoomsSpec, write_rooms
+
+HELD_OUT_SEED = 10_000_000  # training rooms start at 0
+STYLES = {"parts": "the style of training", "models": "real furniture models, a style never trained on"}
+
+
+@dataclass(frozen=True)
+class CardPlan:
+    """How much is asked: rooms of each style, questions per type and room."""
+
+    rooms: int = 200
+    per_task: int = 3
+
+
+def export(out: Path, folder: Path) -> None:
+    """Write nano as the package ships it: bfloat16 weights, processor, and the VGGT heads that sampling needs."""
+    model = load_spatial_mllm(out / "nano", dtype=torch.float32).to(torch.bfloat16)
+    model.save_pretrained(folder)
+    SpatialMLLMProcessor.from_pretrained(out / "nano").save_pretrained(folder)
+    vggt = load_file(out / "geometry" / "vggt.safetensors")
+    heads = {name: tensor.to(torch.bfloat16) for name, tensor in vggt.items() if not name.startswith("aggregator.")}
+    save_file(heads, folder / HEADS_FILE)
+
+
+def make_card(recipe: Recipe, out: Path, progress: Callable[[str, Iterable[tuple[int, int]]], None], plan: CardPlan = CardPlan()) -> str:
+    """Ask every model the same questions and write `out/card.md`; styles that cannot be rendered here are named as missing."""
+    parts = [_head(recipe, out, plan)]
+    training = RoomShards(out / "rooms", recipe.rooms.count)
+    for style, meaning in STYLES.items():
+        parts.append(f"\n## Rooms of style `{style}`: {meaning}\n")
+        try:
+            folder = out / "held-out" / style
+            progress(f"rooms ({style})", write_rooms(folder, RoomsSpec(plan.rooms, HELD_OUT_SEED, style)))
+        except FileNotFoundError as missing:
+            parts.append(f"Not measured: {missing}")
+            continue
+        shards = RoomShards(folder, plan.rooms)
+        asked = room_questions(shards, plan.per_task)
+        rows = {}
+        for name in ("nano", "2d-only", "blind"):
+            if not (out / name / "config.json").is_file():
+                continue
+            model, processor = load_spatial_mllm(out / name, dtype=torch.float32), SpatialMLLMProcessor.from_pretrained(out / name)
+            file = out / "answers" / f"{style}-{name}.jsonl"
+            progress(f"{name} ({style})", ask_rooms(model, processor, shards, asked, file, blind=name == "blind"))
+            rows[name] = read_rows(file)
+        drawn = [q for i in range(min(400, len(training))) for q in make_questions(training[i].scene, np.random.default_rng([1, i]), 2)]
+        rows["constant answer"] = constant_rows(drawn, asked)
+        rows["chance"] = chance_rows(asked)
+        parts.append(_table(rows, plan.rooms))
+    text = "\n".join(parts) + "\n"
+    (out / "card.md").write_text(text)
+    return text
+
+
+def _head(recipe: Recipe, out: Path, plan: CardPlan) -> str:
+    config = json.loads((out / "nano" / "config.json").read_text())
+    tensors = load_file(out / "nano" / "model.safetensors")
+    heads = {k: v for k, v in load_file(out / "geometry" / "vggt.safetensors").items() if not k.startswith("aggregator.")}
+    count = sum(t.numel() for t in tensors.values()) / 1e6
+    extra = sum(t.numel() for t in heads.values()) / 1e6
+    return f"""# nano
+
+A Spatial-MLLM (`{config["model_type"]}`) of {count:.1f} M parameters, and {extra:.1f} M of VGGT heads used for sampling only, trained from nothing
+on {recipe.rooms.count} procedural rooms and their mirror images by `recipes/nano.yaml`. It knows those rooms. It does not know your kitchen.
+
+Scores are VSI-Bench's (official scorer, mean of the eight tasks), on {plan.rooms} held-out rooms and at most {plan.per_task} questions of each type a
+room. Brackets: 95% bootstrap interval over rooms. `2d-only` and `blind` are the same model trained on the same questions for as many steps
+without the spatial branch, and without any video. `constant answer` is the best single answer per question type on training rooms.
+`chance` guesses an option; it has none to guess for numbers."""
+
+
+def _table(rows: dict[str, Sequence], rooms: int) -> str:
+    draws = bootstrap(rows, rooms)
+    scores = {name: summary(answered, rooms) for name, answered in rows.items()}
+    tasks = list(next(iter(scores.values())))
+    lines = ["| task | " + " | ".join(scores) + " |", "|---|" + "---|" * len(scores)]
+    for task in tasks[:-1]:
+        lines.append(f"| {task} | " + " | ".join(f"{scores[name].get(task, float('nan')):.1f}" for name in scores) + " |")
+    cells = []
+    for name in scores:
+        low, high = np.percentile(draws[name], [2.5, 97.5])
+        cells.append(f"**{scores[name]['overall']:.1f}** [{low:.1f}, {high:.1f}]")
+    lines.append("| macro | " + " | ".join(cells) + " |")
+    for other in ("2d-only", "blind"):
+        if "nano" in draws and other in draws:
+            low, high = np.percentile(draws["nano"] - draws[other], [2.5, 97.5])
+            gap = scores["nano"]["overall"] - scores[other]["overall"]
+            lines.append(f"\nnano minus {other}: {gap:+.1f} [{low:+.1f}, {high:+.1f}] (same rooms resampled for both).")
+    return "\n".join(lines)
