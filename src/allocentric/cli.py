@@ -37,7 +37,7 @@ def ask(
     import allocentric
 
     if not questions:
-        raise ValueError('questions: found none, expected at least one, as in: allo ask room.mp4 "How many chairs are in this room?"')
+        raise ValueError('questions: found none, expected at least one: allo ask room.mp4 "How many chairs are in this room?"')
     _must_exist(source)
     with console.status("loading the model"):
         loaded = allocentric.load(model, processor, geometry)
@@ -83,14 +83,14 @@ def sample(
     frames = views.indices.tolist() if views.indices is not None else list(range(len(views)))
     report = {"source": str(source), "frames": frames, "contact_sheet": str(out)}
     if selection is not None:
-        report |= {"coverage": list(selection.coverage), "uniform_coverage": selection.uniform_coverage, "voxel_size": selection.voxel_size}
+        report |= {name: getattr(selection, name) for name in ("coverage", "uniform_coverage", "voxel_size", "total_voxels")}
     if json:
         _print_json(report)
         return
     print(f"frames {', '.join(map(str, frames))}")
     if selection is not None:
         seen, even = 100 * selection.coverage[-1], 100 * selection.uniform_coverage
-        print(f"they show {seen:.1f}% of what {selection.candidates} candidates show (evenly spread: {even:.1f}%), voxels of {selection.voxel_size:.3g}")
+        print(f"they show {seen:.1f}% of what {selection.candidates} candidates show; evenly spread ones {even:.1f}%")
     print(f"contact sheet: {out}")
 
 
@@ -116,7 +116,7 @@ def rooms(
     out: Annotated[Positional[Path], arg(help="folder to write to; one folder per room")],
     count: Annotated[int, arg(help="how many rooms")] = 1,
     seed: Annotated[int, arg(help="seed of the first room; the others follow")] = 0,
-    style: Annotated[Literal["parts", "models"], arg(help="furniture from parts, or real models (Debian's sweethome3d-furniture)")] = "parts",
+    style: Annotated[Literal["parts", "models"], arg(help="furniture from parts, or models of sweethome3d-furniture")] = "parts",
     seconds: float = 20.0,
     width: int = 640,
     height: int = 480,

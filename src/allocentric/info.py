@@ -14,7 +14,8 @@ def describe(what: str) -> Facts:
     if what == "nano" or (path / "config.json").is_file():
         return describe_model(None if what == "nano" else path)
     if not path.exists():
-        raise ValueError(f"{what}: found no such file or folder, expected a video, images, an RGB-D folder, a folder of weights, or nano")
+        expected = "a video, images, an RGB-D folder, a folder of weights, or nano"
+        raise ValueError(f"{what}: found no such file or folder, expected {expected}")
     return describe_source(path)
 
 
@@ -32,27 +33,35 @@ def describe_source(path: Path) -> Facts:
             "width": video.width,
         }
     views = open_views(path)
-    facts: Facts = {"source": str(path), "layout": layout, "frames": len(views), "height": views.frames.shape[2], "width": views.frames.shape[3]}
+    frames, _, height, width = views.frames.shape
+    facts: Facts = {"source": str(path), "layout": layout, "frames": frames, "height": height, "width": width}
     for name in ("depth", "intrinsics", "camera_to_world", "times"):
         facts[name] = "given" if getattr(views, name) is not None else "not given"
     return facts | {"scale": views.scale}
 
 
 def describe_model(path: Path | None) -> Facts:
-    """Kind, parts and parameter counts of a model."""
-    import allocentric
+    """Kind, parts and parameter counts of the model in a folder, or of nano."""
+    from allocentric.model import NANO
+    from allocentric.models.spatial_mllm import load_spatial_mllm
 
-    loaded = allocentric.load(path)
-    model = loaded.network.model
-    parts = {"2D encoder": model.visual, "3D encoder": model.spatial_encoder, "connector": model.connector, "language model": model.language_model}
+    folder = path or NANO
+    network = load_spatial_mllm(folder)
+    model = network.model
+    parts = {
+        "2D encoder": model.visual,
+        "3D encoder": model.spatial_encoder,
+        "connector": model.connector,
+        "language model": model.language_model,
+    }
     counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items() if part is not None}
-    card = (path or Path(allocentric.__file__).parent / "nano") / "card.json"
+    card = folder / "card.json"
     return {
-        "model": loaded.name,
-        "type": loaded.network.config.model_type,
-        "parameters": sum(p.numel() for p in loaded.network.parameters()),
+        "model": "nano" if path is None else str(path),
+        "type": network.config.model_type,
+        "parameters": sum(p.numel() for p in network.parameters()),
         **counts,
-        "dtype": str(loaded.network.dtype).removeprefix("torch."),
-        "attention": loaded.network.config._attn_implementation,
+        "dtype": str(network.dtype).removeprefix("torch."),
+        "attention": network.config._attn_implementation,
         **(json.loads(card.read_text()) if card.is_file() else {}),
     }

@@ -8,6 +8,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from allocentric.encoders.checkpoints import load_exactly
+from allocentric.encoders.vggt import VGGT, load_vggt
 from allocentric.models.processor import SpatialMLLMProcessor
 from allocentric.models.scene import Scene, SceneCache
 from allocentric.models.spatial_mllm import SpatialMLLMForConditionalGeneration, load_spatial_mllm
@@ -16,13 +18,16 @@ from allocentric.sampling import CANDIDATES, sample
 from allocentric.views import Views
 
 HEADS_FILE = "vggt_heads.safetensors"
+NANO = Path(str(files("allocentric") / "nano"))
 
 
 class Model:
     """A system ready for use: the network, its processor, and the scenes it has watched last.
 
-    name      what was loaded, for messages.
-    network   the transformers model; everything transformers can do with one can be done with it.
+    network        the transformers model; everything transformers can do with one can be done with it.
+    name           what was loaded, for messages.
+    geometry       VGGT with its heads, for space-aware sampling of what has no measured depth and poses; None: it cannot.
+    scene_memory   bytes of scenes that are kept; those watched longest ago go first.
     """
 
     def __init__(
@@ -45,9 +50,11 @@ class Model:
     ) -> Scene:
         """Encode a place once; the result answers any number of questions.
 
-        source     a video file, a folder or list of images, a posed RGB-D folder, or `Views` (used as they are).
-        frames     how many frames the model gets.
-        sampling   "uniform", or "space_aware": those that together show the most of the place, chosen among `candidates`.
+        source       a video file, a folder or list of images, a posed RGB-D folder; or `Views`, all of which are used: what is
+                     below is for sources that frames are chosen from.
+        frames       how many frames the model gets.
+        sampling     "uniform", or "space_aware": those that together show the most of the place.
+        candidates   how many evenly spread frames "space_aware" chooses from.
         """
         if not isinstance(source, Views):
             _, source = sample(source, frames, sampling, candidates=candidates, model=self.geometry, width=self.geometry_width)
@@ -79,34 +86,31 @@ def load(
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if path is None:
         return _load_nano(device, dtype)
+    if not Path(path).is_dir() and str(path).count("/") != 1:
+        raise ValueError(f"{path}: found no such folder, expected one with weights, or a hub id (owner/name)")
     network = load_spatial_mllm(path, dtype=dtype).to(device)
     heads = Path(path) / HEADS_FILE
     vggt = None
     if geometry is not None:
-        from allocentric.encoders.vggt import load_vggt
-
-        vggt = load_vggt(geometry, heads=("camera", "depth", "point")).to(device).eval()
+        vggt = load_vggt(geometry).to(device)
     elif heads.is_file():
         vggt = _with_heads(network, heads)
     return Model(network, SpatialMLLMProcessor.from_pretrained(processor or path), str(path), vggt)
 
 
 def _load_nano(device: torch.device, dtype: torch.dtype | str) -> Model:
-    folder = Path(str(files("allocentric") / "nano"))
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder}: found no weights of nano, expected them inside the package; reinstall allocentric")
-    network = load_spatial_mllm(folder, dtype=torch.float32 if dtype == "auto" else dtype).to(device)
-    return Model(network, SpatialMLLMProcessor.from_pretrained(folder), "nano", _with_heads(network, folder / HEADS_FILE))
+    if not (NANO / "config.json").is_file():
+        raise ValueError(f"{NANO}: found no weights of nano, expected them inside the package; reinstall allocentric")
+    network = load_spatial_mllm(NANO, dtype=torch.float32 if dtype == "auto" else dtype).to(device)
+    return Model(network, SpatialMLLMProcessor.from_pretrained(NANO), "nano", _with_heads(network, NANO / HEADS_FILE))
 
 
 def _with_heads(network: SpatialMLLMForConditionalGeneration, heads: Path) -> nn.Module:
-    """The model's own VGGT with the heads of `heads`; the aggregator is shared, not copied."""
-    from allocentric.encoders.vggt import VGGT
-
+    """The model's own VGGT with the heads in the file `heads`; the aggregator is the model's, not a copy."""
     with torch.device("meta"):
-        vggt = VGGT(network.config.spatial_config, heads=("camera", "depth", "point"))
+        vggt = VGGT(network.config.spatial_config)
+    vggt.aggregator = nn.Module()  # nothing to load there
+    load_exactly(vggt, load_file(heads), heads)
+    vggt.to(network.device, network.dtype)
     vggt.aggregator = network.model.spatial_encoder
-    vggt.load_state_dict(load_file(heads), strict=False, assign=True)
-    if left := [name for name, p in vggt.named_parameters() if p.is_meta]:
-        raise ValueError(f"{heads}: found no {left[:3]} and {max(0, len(left) - 3)} more, expected every parameter of the heads")
-    return vggt.to(network.device).float().eval()
+    return vggt.eval()

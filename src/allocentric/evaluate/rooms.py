@@ -14,6 +14,7 @@ from allocentric.models.processor import SpatialMLLMProcessor
 from allocentric.models.scene import Scene
 from allocentric.tasks import VSI_TASKS, make_questions
 from allocentric.tasks.base import Question
+from allocentric.tasks.vsibench import aggregate
 from allocentric.train.shards import RoomShards
 from allocentric.views import Views
 
@@ -55,7 +56,7 @@ def ask_rooms(
     `blind` asks without showing the room: what the wording of the questions gives away.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
-    done = {row.room for row in read_rows(out)} if out.exists() else set()
+    done = _rooms_answered(out, questions) if out.exists() else set()
     unseen = blind_scene(model, processor) if blind else None
     with out.open("a") as file:
         for index, asked in enumerate(questions):
@@ -66,6 +67,31 @@ def ask_rooms(
                 file.write("".join(json.dumps(asdict(row)) + "\n" for row in rows))
                 file.flush()
             yield index + 1, len(questions)
+
+
+def _rooms_answered(file: Path, questions: Sequence[Sequence[Question]]) -> set[int]:
+    """Rooms all of whose questions are answered in `file`; what a killed run left of another is cut off."""
+    lines = file.read_text().splitlines(keepends=True)
+    if lines and not lines[-1].endswith("\n"):
+        lines.pop()
+    rows = [_row(line) for line in lines]
+    answered: dict[int, list[str]] = {}
+    for row in rows:
+        answered.setdefault(row.room, []).append(row.question)
+    for room, texts in answered.items():
+        asked = [question.text for question in questions[room]] if room < len(questions) else []
+        if texts != asked[: len(texts)]:
+            raise ValueError(
+                f"{file}: found answers to other questions about room {room}, expected those asked now; delete the file"
+            )
+    done = {room for room, texts in answered.items() if len(texts) == len(questions[room])}
+    if kept := [line for line, row in zip(lines, rows, strict=True) if row.room in done]:
+        partial = file.with_name(file.name + ".part")
+        partial.write_text("".join(kept))
+        partial.replace(file)
+    else:
+        file.unlink()
+    return done
 
 
 def row_of(room: int, question: Question, prediction: str) -> Row:
@@ -89,10 +115,17 @@ def blind_scene(model: PreTrainedModel, processor: SpatialMLLMProcessor) -> Scen
 
 def read_rows(path: Path) -> list[Row]:
     """The rows of a JSONL file written by `ask_rooms`."""
-    return [Row(**{**json.loads(line), "options": tuple(json.loads(line)["options"])}) for line in path.read_text().splitlines()]
+    return [_row(line) for line in path.read_text().splitlines()]
 
 
-def scores_by_room(rows: Sequence[Row], rooms: int) -> tuple[list[str], Float[np.ndarray, "rooms types"], Float[np.ndarray, "rooms types"]]:
+def _row(line: str) -> Row:
+    fields = json.loads(line)
+    return Row(**fields | {"options": tuple(fields["options"])})
+
+
+def scores_by_room(
+    rows: Sequence[Row], rooms: int
+) -> tuple[list[str], Float[np.ndarray, "rooms types"], Float[np.ndarray, "rooms types"]]:
     """Question types, and for each room and type the sum of scores and the number of questions."""
     types = sorted({row.task for row in rows})
     sums, counts = np.zeros((rooms, len(types))), np.zeros((rooms, len(types)))
@@ -103,30 +136,30 @@ def scores_by_room(rows: Sequence[Row], rooms: int) -> tuple[list[str], Float[np
     return types, sums, counts
 
 
-def macro(types: Sequence[str], means: Float[np.ndarray, "*n types"]) -> tuple[list[str], Float[np.ndarray, "*n tasks"]]:
-    """Task means as VSI-Bench reports them: the three directions averaged into one, in the order of the benchmark."""
-    columns = {name: [i for i, t in enumerate(types) if base_task(t) == name] for name in VSI_TASKS}
-    names = [name for name, found in columns.items() if found]
-    return names, np.stack([means[..., columns[name]].mean(-1) for name in names], axis=-1)
+def bootstrap(
+    rows_by_model: Mapping[str, Sequence[Row]], rooms: int, draws: int = 2000, seed: int = 0
+) -> dict[str, Float[np.ndarray, " draws"]]:
+    """Macro score of each model over resampled rooms; draw i resamples the same rooms for every model, so differences are paired.
 
-
-def bootstrap(rows_by_model: Mapping[str, Sequence[Row]], rooms: int, draws: int = 2000, seed: int = 0) -> dict[str, Float[np.ndarray, " draws"]]:
-    """Macro score of each model over resampled rooms; draw i resamples the same rooms for every model, so differences are paired."""
+    A question type that no drawn room asks is left out of that draw's mean.
+    """
     picks = np.random.default_rng(seed).integers(0, rooms, (draws, rooms))
     weights = np.stack([np.bincount(pick, minlength=rooms) for pick in picks]).astype(float)
     result = {}
     for name, rows in rows_by_model.items():
         types, sums, counts = scores_by_room(rows, rooms)
-        means = (weights @ sums) / np.maximum(weights @ counts, 1)
-        result[name] = 100 * macro(types, means)[1].mean(-1)
+        asked = weights @ counts
+        means = np.ma.masked_array(weights @ sums / np.maximum(asked, 1), mask=asked == 0)
+        columns = [[i for i, t in enumerate(types) if base_task(t) == task] for task in VSI_TASKS]
+        tasks = [means[:, found].mean(axis=1) for found in columns if found]
+        result[name] = np.asarray(100 * np.ma.stack(tasks, axis=1).mean(axis=1))
     return result
 
 
-def summary(rows: Sequence[Row], rooms: int) -> dict[str, float]:
-    """Score per task and `overall`, times 100."""
-    types, sums, counts = scores_by_room(rows, rooms)
-    names, means = macro(types, sums.sum(0) / counts.sum(0))
-    return {**{name: float(100 * mean) for name, mean in zip(names, means, strict=True)}, "overall": float(100 * means.mean())}
+def summary(rows: Sequence[Row]) -> dict[str, float]:
+    """Score per task and `overall`, their mean, times 100: VSI-Bench's macro average."""
+    scores = aggregate((row.task, row.score) for row in rows)
+    return {**scores.tasks, "overall": scores.macro}
 
 
 def constant_rows(train: Sequence[Question], asked: Sequence[Sequence[Question]]) -> list[Row]:

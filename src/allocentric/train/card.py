@@ -9,11 +9,13 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from allocentric.encoders.vggt import VGGT, VGGTConfig
 from allocentric.evaluate.rooms import ask_rooms, bootstrap, chance_rows, constant_rows, read_rows, room_questions, summary
 from allocentric.model import HEADS_FILE
 from allocentric.models.processor import SpatialMLLMProcessor
 from allocentric.models.spatial_mllm import load_spatial_mllm
 from allocentric.tasks import make_questions
+from allocentric.train.geometry import geometry_errors
 from allocentric.train.recipe import Recipe
 from allocentric.train.shards import RoomShards, RoomsSpec, write_rooms
 
@@ -39,9 +41,13 @@ def export(out: Path, folder: Path) -> None:
     save_file(heads, folder / HEADS_FILE)
 
 
-def make_card(recipe: Recipe, out: Path, progress: Callable[[str, Iterable[tuple[int, int]]], None], plan: CardPlan = CardPlan()) -> str:
+def make_card(
+    recipe: Recipe, out: Path, progress: Callable[[str, Iterable[tuple[int, int]]], None], plan: CardPlan = CardPlan()
+) -> str:
     """Ask every model the same questions and write `out/card.md`; styles that cannot be rendered here are named as missing."""
     parts = [_head(recipe, out, plan)]
+    vggt = VGGT(VGGTConfig(**recipe.model["spatial_config"])).eval()
+    vggt.load_state_dict(load_file(out / "geometry" / "vggt.safetensors"))
     training = RoomShards(out / "rooms", recipe.rooms.count)
     for style, meaning in STYLES.items():
         parts.append(f"\n## Rooms of style `{style}`: {meaning}\n")
@@ -61,10 +67,14 @@ def make_card(recipe: Recipe, out: Path, progress: Callable[[str, Iterable[tuple
             file = out / "answers" / f"{style}-{name}.jsonl"
             progress(f"{name} ({style})", ask_rooms(model, processor, shards, asked, file, blind=name == "blind"))
             rows[name] = read_rows(file)
-        drawn = [q for i in range(min(400, len(training))) for q in make_questions(training[i].scene, np.random.default_rng([1, i]), 2)]
+        drawn = [
+            q for i in range(min(400, len(training))) for q in make_questions(training[i].scene, np.random.default_rng([1, i]), 2)
+        ]
         rows["constant answer"] = constant_rows(drawn, asked)
         rows["chance"] = chance_rows(asked)
         parts.append(_table(rows, plan.rooms))
+        errors = geometry_errors(vggt, shards, min(50, plan.rooms))
+        parts.append("\nIts VGGT alone, median error: " + ", ".join(f"{name} {value:.2f}" for name, value in errors.items()) + ".")
     text = "\n".join(parts) + "\n"
     (out / "card.md").write_text(text)
     return text
@@ -78,18 +88,22 @@ def _head(recipe: Recipe, out: Path, plan: CardPlan) -> str:
     extra = sum(t.numel() for t in heads.values()) / 1e6
     return f"""# nano
 
-A Spatial-MLLM (`{config["model_type"]}`) of {count:.1f} M parameters, and {extra:.1f} M of VGGT heads used for sampling only, trained from nothing
-on {recipe.rooms.count} procedural rooms and their mirror images by `recipes/nano.yaml`. It knows those rooms. It does not know your kitchen.
+A Spatial-MLLM (`{config["model_type"]}`) of {count:.1f} M parameters, and {extra:.1f} M of VGGT heads used for sampling only,
+trained from nothing on {recipe.rooms.count} procedural rooms{" and their mirror images" * recipe.mirrored} by `recipes/nano.yaml`.
+It knows those rooms. It does not know your kitchen.
 
-Scores are VSI-Bench's (official scorer, mean of the eight tasks), on {plan.rooms} held-out rooms and at most {plan.per_task} questions of each type a
-room. Brackets: 95% bootstrap interval over rooms. `2d-only` and `blind` are the same model trained on the same questions for as many steps
-without the spatial branch, and without any video. `constant answer` is the best single answer per question type on training rooms.
-`chance` guesses an option; it has none to guess for numbers."""
+Steps: geometry {recipe.geometry.optimisation.steps}, semantics {recipe.semantics.optimisation.steps}, fine-tuning {recipe.sft.optimisation.steps}
+of {recipe.sft.optimisation.batch_size} rooms with {recipe.sft.questions} questions each.
+
+Scores are VSI-Bench's (official scorer, mean of the eight tasks), on {plan.rooms} held-out rooms and at most {plan.per_task} questions
+of each type a room. Brackets: 95% bootstrap interval over rooms. `2d-only` and `blind` are the same model trained on the same
+questions for as many steps without the spatial branch, and without any video. `constant answer` is the best single answer per
+question type on training rooms. `chance` guesses an option; it has none to guess for numbers."""
 
 
 def _table(rows: dict[str, Sequence], rooms: int) -> str:
     draws = bootstrap(rows, rooms)
-    scores = {name: summary(answered, rooms) for name, answered in rows.items()}
+    scores = {name: summary(answered) for name, answered in rows.items()}
     tasks = list(next(iter(scores.values())))
     lines = ["| task | " + " | ".join(scores) + " |", "|---|" + "---|" * len(scores)]
     for task in tasks[:-1]:

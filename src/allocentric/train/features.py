@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from allocentric.models.patches import patchify
+from allocentric.models.scene import weights_id
 from allocentric.models.spatial_mllm import SpatialMLLMModel
 from allocentric.scenes import AnnotatedScene
 from allocentric.train.shards import RoomShards, mirror, mirror_scene
@@ -26,7 +27,13 @@ def write_features(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     total, progress = len(shards) * (1 + mirrored), folder / "progress.json"
-    done = json.loads(progress.read_text())["done"] if progress.exists() else 0
+    wanted = {"total": total, "weights": weights_id(model)}
+    state = json.loads(progress.read_text()) if progress.exists() else wanted | {"done": 0}
+    done = state.pop("done")
+    if state != wanted:
+        raise ValueError(
+            f"{folder}: found features of other rooms or another model ({state}), expected {wanted}; delete the folder"
+        )
     files: dict[str, np.memmap] = {}
     yield done, total
     while done < total:
@@ -34,13 +41,13 @@ def write_features(
         samples = [mirror(shards[i - len(shards)]) if i >= len(shards) else shards[i] for i in rows]
         frames = [torch.from_numpy(np.ascontiguousarray(s.frames)).permute(0, 3, 1, 2).float() / 255 for s in samples]
         pixels, grids = zip(*(patchify(f, model.config) for f in frames), strict=True)
-        pixels, grids = torch.cat(pixels), torch.stack(grids)
+        pixels, grids = torch.cat(pixels).to(model.device), torch.stack(grids).to(model.device)
         with torch.no_grad():
             encoded = {"2d": model.encode_2d(pixels, grids), "3d": model.encode_3d(pixels, grids)}
         for part, value in encoded.items():
             if value is None:
                 continue
-            value = value.view(len(rows), -1, value.shape[-1]).to(torch.float16).numpy()
+            value = value.view(len(rows), -1, value.shape[-1]).to(torch.float16).cpu().numpy()
             if part not in files:
                 mode = "r+" if (folder / f"{part}.npy").exists() else "w+"
                 files[part] = np.lib.format.open_memmap(folder / f"{part}.npy", mode, np.float16, (total, *value.shape[1:]))
@@ -48,7 +55,9 @@ def write_features(
         done = rows.stop
         for file in files.values():
             file.flush()
-        progress.write_text(json.dumps({"done": done, "total": total}))
+        partial = progress.with_suffix(".part")
+        partial.write_text(json.dumps(wanted | {"done": done}))
+        partial.replace(progress)
         yield done, total
 
 
@@ -60,7 +69,9 @@ class RoomFeatures:
         record = self.folder / "progress.json"
         progress = json.loads(record.read_text()) if record.is_file() else {"done": 0, "total": len(shards)}
         if progress["done"] < progress["total"]:
-            raise ValueError(f"{folder}: found features of {progress['done']} rooms, expected {progress['total']}; write them first")
+            raise ValueError(
+                f"{folder}: found features of {progress['done']} rooms, expected {progress['total']}; write them first"
+            )
         self.rows = progress["total"]
         self.files = {part: np.load(path, mmap_mode="r") for part in PARTS if (path := self.folder / f"{part}.npy").exists()}
 

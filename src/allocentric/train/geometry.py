@@ -1,7 +1,7 @@
 """Train a VGGT from scratch on rooms: depth, point maps and cameras (VGGT, arXiv 2503.11651, section 3.3).
 
-Unlike the published training, lengths stay in metres instead of being divided by the scene's size: every room has its true scale, and
-a model that answers "how far" has to know it.
+Unlike the published training, lengths stay in metres instead of being divided by the scene's size: every room has its
+true scale, and a model that answers "how far" has to know it.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from allocentric.encoders.vggt import VGGT
 from allocentric.geometry.cameras import encode_pose, invert_rigid, unproject_depth
 from allocentric.train.semantics import augment_colour
-from allocentric.train.shards import RoomShards, mirror, random_generator
+from allocentric.train.shards import RoomSample, RoomShards, mirror, random_generator
 
 CONFIDENCE_WEIGHT = 0.2  # alpha of the confidence-weighted regression
 
@@ -35,14 +35,19 @@ class GeometricRooms(Dataset):
         count = len(sample.frames)
         chosen = np.sort(rng.choice(count, rng.integers(self.frames[0], self.frames[1] + 1), replace=False))
         sample = sample.select(chosen if rng.random() < 0.5 else chosen[::-1])
-        frames = torch.from_numpy(np.ascontiguousarray(sample.frames)).permute(0, 3, 1, 2).float() / 255
-        poses = torch.from_numpy(sample.camera_to_world).float()
-        return {
-            "images": augment_colour(frames, rng),
-            "depth": torch.from_numpy(sample.depth.astype(np.float32)),
-            "camera_to_first": invert_rigid(poses[:1]) @ poses,
-            "intrinsics": torch.from_numpy(sample.intrinsics.astype(np.float32)),
-        }
+        clip = clip_tensors(sample)
+        return clip | {"images": augment_colour(clip["images"], rng)}
+
+
+def clip_tensors(sample: RoomSample) -> dict[str, Tensor]:
+    """A clip as the loss takes it: images in [0, 1], depth in metres, camera poses relative to the first frame, intrinsics."""
+    poses = torch.from_numpy(np.ascontiguousarray(sample.camera_to_world)).float()
+    return {
+        "images": torch.from_numpy(np.ascontiguousarray(sample.frames)).permute(0, 3, 1, 2).float() / 255,
+        "depth": torch.from_numpy(sample.depth.astype(np.float32)),
+        "camera_to_first": invert_rigid(poses[:1]) @ poses,
+        "intrinsics": torch.from_numpy(sample.intrinsics.astype(np.float32)),
+    }
 
 
 def collate_clips(clips: list[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -52,7 +57,10 @@ def collate_clips(clips: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def confident_regression(
-    predicted: Float[Tensor, "*shape c"], target: Float[Tensor, "*shape c"], confidence: Float[Tensor, "*shape"], valid: Bool[Tensor, "*shape"]
+    predicted: Float[Tensor, "*shape c"],
+    target: Float[Tensor, "*shape c"],
+    confidence: Float[Tensor, "*shape"],
+    valid: Bool[Tensor, "*shape"],
 ) -> Float[Tensor, ""]:
     """Distance weighted by predicted confidence, minus the log of it (DUSt3R, equation 4; VGGT, equation 3), over valid pixels."""
     error = (predicted - target).norm(dim=-1)
@@ -97,7 +105,9 @@ class GeometryLoss(nn.Module):
 
         target = encode_pose(invert_rigid(camera_to_first)[..., :3, :], intrinsics, size)
         iterations = vggt.camera_head(tokens[-1])
-        camera = sum(0.6 ** (len(iterations) - 1 - i) * pose_error(pose, target) for i, pose in enumerate(iterations)) / len(iterations)
+        camera = sum(0.6 ** (len(iterations) - 1 - i) * pose_error(pose, target) for i, pose in enumerate(iterations)) / len(
+            iterations
+        )
 
         rest = torch.randperm(frames - 1, device=images.device)[: self.dense_frames - 1] + 1
         chosen = torch.cat([rest.new_zeros(1), rest])
@@ -119,3 +129,22 @@ def pose_error(predicted: Float[Tensor, "b s 9"], target: Float[Tensor, "b s 9"]
     """Mean absolute error of translation (metres), quaternion and field of view, summed; half weight for the last."""
     error = (predicted - target).abs()
     return error[..., :3].mean() + error[..., 3:7].mean() + 0.5 * error[..., 7:].mean()
+
+
+@torch.no_grad()
+def geometry_errors(vggt: VGGT, shards: RoomShards, rooms: int) -> dict[str, float]:
+    """Median errors on whole clips: depth and points in metres, camera place in metres, rotation in degrees (without first frames)."""
+    found: dict[str, list[Tensor]] = {"depth (m)": [], "point (m)": [], "camera place (m)": [], "camera rotation (deg)": []}
+    for index in range(rooms):
+        clip = clip_tensors(shards[index])
+        truth = clip["camera_to_first"]
+        output = vggt(clip["images"][None])
+        valid = clip["depth"] > 0
+        points = unproject_depth(clip["depth"], clip["intrinsics"], truth, fill=0.0)
+        found["depth (m)"].append((output.depth[0, ..., 0] - clip["depth"]).abs()[valid])
+        found["point (m)"].append((output.world_points[0] - points).norm(dim=-1)[valid])
+        camera_to_first = invert_rigid(output.extrinsics[0])[1:]
+        found["camera place (m)"].append((camera_to_first - truth[1:])[:, :3, 3].norm(dim=-1))
+        cosine = ((camera_to_first[:, :3, :3].mT @ truth[1:, :3, :3]).diagonal(dim1=-2, dim2=-1).sum(-1) - 1) / 2
+        found["camera rotation (deg)"].append(cosine.clamp(-1, 1).acos().rad2deg())
+    return {name: float(torch.cat(values).median()) for name, values in found.items()}

@@ -15,10 +15,8 @@ from allocentric.train.sft import Turn, pack
 from allocentric.train.shards import random_generator
 
 
-def draw_turns(
-    scene: AnnotatedScene, tasks: Mapping[str, tuple[Task, float]], count: int, rng: np.random.Generator
-) -> list[Turn]:
-    """`count` questions at most; which task each comes from follows the weights of the tasks that can ask something of this scene."""
+def draw_turns(scene: AnnotatedScene, tasks: Mapping[str, tuple[Task, float]], count: int, rng: np.random.Generator) -> list[Turn]:
+    """At most `count` questions; tasks are drawn by weight among those that can ask something here."""
     made = {name: (list(task.make(scene, rng, count)), weight) for name, (task, weight) in tasks.items()}
     turns: list[Turn] = []
     while len(turns) < count and (open_ := [(name, weight) for name, (questions, weight) in made.items() if questions]):

@@ -17,13 +17,14 @@ from allocentric.models.processor import SYSTEM, SpatialMLLMProcessor
 from allocentric.models.spatial_mllm import SpatialMLLMConfig, SpatialMLLMForConditionalGeneration, SpatialMLLMModel
 from allocentric.tasks import TRAINING_TASKS
 from allocentric.tasks.object_position import ANSWER_FORM
+from allocentric.train.card import CardPlan, export, make_card
 from allocentric.train.features import RoomFeatures, write_features
 from allocentric.train.geometry import GeometricRooms, GeometryLoss, collate_clips
 from allocentric.train.recipe import Optimisation, Recipe, resume_point
 from allocentric.train.room_questions import RoomQuestions, draw_turns
 from allocentric.train.semantics import SemanticRooms, TokenClassifier
 from allocentric.train.sft import SFTTrainer, collate
-from allocentric.train.shards import RoomShards, random_generator, write_rooms
+from allocentric.train.shards import SHARD_SIZE, RoomShards, random_generator, write_rooms
 from allocentric.train.tokenizer import fixed_phrases, train_tokenizer
 
 # Parts of every prompt, each one token of the trained tokenizer.
@@ -33,7 +34,7 @@ Progress = Callable[[str, Iterable[tuple[int, int]]], None]
 
 # What each way of seeing gives the language model. The controls are trained like nano, on the same questions for as many steps.
 VARIANTS = {"nano": ("2d", "3d"), "2d-only": ("2d",), "blind": ()}
-STAGES = ("rooms", "tokenizer", "geometry", "semantics", "features", *(f"sft-{name}" for name in VARIANTS))
+STAGES = ("rooms", "tokenizer", "geometry", "semantics", "features", *(f"sft-{name}" for name in VARIANTS), "package", "card")
 
 
 def smoke(recipe: Recipe) -> Recipe:
@@ -67,6 +68,10 @@ def run(recipe: Recipe, out: Path, progress: Progress, stages: Iterable[str] = S
             progress("features", write_features(out / "features", model, training_rooms(recipe, out), recipe.mirrored))
         elif stage.removeprefix("sft-") in VARIANTS:
             train_sft(recipe, out, stage.removeprefix("sft-"))
+        elif stage == "package":
+            export(out, out / "package")
+        elif stage == "card":
+            make_card(recipe, out, progress, CardPlan(rooms=4, per_task=1) if recipe.rooms.count < SHARD_SIZE * 2 else CardPlan())
         else:
             raise ValueError(f"stage: found {stage!r}, expected one of {list(STAGES)}")
 
@@ -92,7 +97,10 @@ def make_tokenizer(recipe: Recipe, out: Path) -> None:
         "temporal_patch_size": vision.temporal_patch_size,
         "merge_size": vision.spatial_merge_size,
         # every frame is resized to the area the encoders were trained at
-        "size": {"shortest_edge": recipe.rooms.height * recipe.rooms.width, "longest_edge": recipe.rooms.height * recipe.rooms.width},
+        "size": {
+            "shortest_edge": recipe.rooms.height * recipe.rooms.width,
+            "longest_edge": recipe.rooms.height * recipe.rooms.width,
+        },
     }
     processor = SpatialMLLMProcessor(
         Qwen2VLImageProcessor(**patches), tokenizer, Qwen2VLVideoProcessor(**patches), chat_template=tokenizer.chat_template
@@ -124,7 +132,9 @@ def model_config(recipe: Recipe, out: Path, **changes) -> SpatialMLLMConfig:
     return SpatialMLLMConfig(**{**recipe.model, "text_config": text, **ids, **changes})
 
 
-def _train(model: nn.Module, optimisation: Optimisation, folder: Path, dataset, collator, trainer_class=Trainer, **kwargs) -> nn.Module:
+def _train(
+    model: nn.Module, optimisation: Optimisation, folder: Path, dataset, collator, trainer_class=Trainer, **kwargs
+) -> nn.Module:
     """Train from the folder's newest checkpoint and mark the folder done; returns the trained model."""
     set_seed(optimisation.seed)
     arguments = optimisation.arguments(folder)
@@ -188,7 +198,11 @@ def train_sft(recipe: Recipe, out: Path, variant: str) -> None:
     features = RoomFeatures(out / "features", training_rooms(recipe, out))
     tasks = {name: (TRAINING_TASKS[name], weight) for name, weight in stage.tasks.items()}
     vision = model.config.vision_config
-    grid = (recipe.rooms.frames // vision.temporal_patch_size, recipe.rooms.height // vision.patch_size, recipe.rooms.width // vision.patch_size)
+    grid = (
+        recipe.rooms.frames // vision.temporal_patch_size,
+        recipe.rooms.height // vision.patch_size,
+        recipe.rooms.width // vision.patch_size,
+    )
     dataset = RoomQuestions(features, processor, tasks, stage.questions, grid, see)
     rates = {name: rate for name, rate in stage.learning_rates.items() if see or "language_model" in name}
     if "3d" not in see:

@@ -6,11 +6,12 @@ gradient are those of the separate samples while the video is read once.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Int
+from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Trainer
@@ -28,16 +29,16 @@ class Turn(NamedTuple):
 
 
 def pack(
-    processor: SpatialMLLMProcessor, seen: Sequence[int], turns: Sequence[Turn]
+    processor: SpatialMLLMProcessor, videos: Sequence[int], turns: Sequence[Turn], images: Sequence[int] = ()
 ) -> dict[str, Int[Tensor, " length"]]:
     """Token ids, labels and segments (0: prefix, i: turn i) of one packed sequence.
 
-    `seen` holds the number of tokens of each video; it is empty for a model that is asked blind.
+    `videos` and `images` hold the number of tokens of each; both are empty for a model that is asked blind.
     """
     encode = lambda text: processor.tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
-    counts = iter(seen)
-    prefix = processor.after_vision(processor.prefix(videos=len(seen)))
-    ids = encode(re.sub(r"<\|video_pad\|>", lambda pad: pad.group() * next(counts), prefix))
+    counts = iter([*images, *videos])  # the order in which the prefix shows them
+    prefix = processor.prefix(len(images), len(videos))
+    ids = encode(re.sub(r"<\|(image|video)_pad\|>", lambda pad: pad.group() * next(counts), prefix))
     labels, segments = [IGNORE] * len(ids), [0] * len(ids)
     for i, turn in enumerate(turns, start=1):
         question, answer = encode(processor.suffix(turn.prompt)), encode(turn.answer + "<|im_end|>")
@@ -48,17 +49,18 @@ def pack(
 
 
 def collate(examples: Sequence[dict], pad_token_id: int) -> dict[str, Tensor]:
-    """Pad packed sequences on the right and stack; vision tensors are concatenated along their token axis.
+    """Pad packed sequences on the right and stack; vision tensors are concatenated along their first axis.
 
-    An example holds `input_ids`, `labels`, `segments` and whatever vision inputs the model takes for it.
+    An example holds `input_ids`, `labels`, `segments` and whatever vision inputs the model takes for it; one may show a video and
+    the next images.
     """
     fill = {"input_ids": pad_token_id, "labels": IGNORE, "segments": -1}
     batch = {
         key: pad_sequence([example[key] for example in examples], batch_first=True, padding_value=value)
         for key, value in fill.items()
     }
-    for key in examples[0].keys() - fill.keys():
-        batch[key] = torch.cat([example[key] for example in examples])
+    for key in {key for example in examples for key in example} - fill.keys():
+        batch[key] = torch.cat([example[key] for example in examples if key in example])
     return batch
 
 
@@ -84,7 +86,8 @@ class SFTTrainer(Trainer):
     """Hugging Face's Trainer on packed sequences.
 
     `learning_rates` maps a parameter-name prefix to its learning rate; the longest matching prefix holds, and what matches none is
-    frozen. Norms, biases and embeddings are not decayed.
+    frozen. Norms, biases and embeddings are not decayed. A model that PEFT has wrapped keeps the names it had before, and of it only
+    what PEFT lets train does: adapters, and the parts in `modules_to_save`.
     """
 
     def __init__(self, *args, learning_rates: dict[str, float], **kwargs):
@@ -96,18 +99,21 @@ class SFTTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             groups = parameter_groups(self.model, self.learning_rates, self.args.weight_decay)
-            self.optimizer = torch.optim.AdamW(groups, betas=(self.args.adam_beta1, self.args.adam_beta2), eps=self.args.adam_epsilon)
+            betas = (self.args.adam_beta1, self.args.adam_beta2)
+            self.optimizer = torch.optim.AdamW(groups, betas=betas, eps=self.args.adam_epsilon)
         return self.optimizer
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs = dict(inputs)
         labels, segments = inputs.pop("labels"), inputs.pop("segments")
-        backbone = self.accelerator.unwrap_model(model).model
+        network = self.accelerator.unwrap_model(model)
+        backbone = (network.get_base_model() if isinstance(network, PeftModel) else network).model
         positions, _ = backbone.get_rope_index(
             inputs["input_ids"],
             backbone.token_types(inputs["input_ids"]),
             video_grid_thw=inputs.get("video_grid_thw"),
             image_grid_thw=inputs.get("image_grid_thw"),
+            second_per_grid_ts=inputs.get("second_per_grid_ts"),
             attention_mask=(segments >= 0).long(),
         )
         # logits only where some row has an answer token to predict
@@ -120,10 +126,14 @@ class SFTTrainer(Trainer):
             logits_to_keep=keep,
             use_cache=False,
         )
-        loss = nn.functional.cross_entropy(
-            outputs.logits.float().flatten(0, 1), targets[:, keep].flatten(), ignore_index=IGNORE
-        )
+        loss = nn.functional.cross_entropy(outputs.logits.float().flatten(0, 1), targets[:, keep].flatten(), ignore_index=IGNORE)
         return (loss, outputs) if return_outputs else loss
+
+
+def _named(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Parameters under the names they had before PEFT wrapped them."""
+    for name, parameter in model.named_parameters():
+        yield name.removeprefix("base_model.model.").replace("modules_to_save.default.", ""), parameter
 
 
 def _rate(name: str, learning_rates: dict[str, float]) -> float | None:
@@ -133,19 +143,20 @@ def _rate(name: str, learning_rates: dict[str, float]) -> float | None:
 
 def freeze_except(model: nn.Module, learning_rates: dict[str, float]) -> None:
     """Let only parameters with a learning rate train. A prefix that names no parameter is an error."""
-    names = [name for name, _ in model.named_parameters()]
+    adapted = isinstance(model, PeftModel)
+    candidates = {name for name, parameter in _named(model) if parameter.requires_grad or not adapted}
     for prefix in learning_rates:
-        if not any(name.startswith(prefix) for name in names):
-            parts = sorted({".".join(name.split(".")[:2]) for name in names})
+        if not any(name.startswith(prefix) for name in candidates):
+            parts = sorted({".".join(name.split(".")[:2]) for name in candidates})
             raise ValueError(f"learning_rates: found {prefix!r}, expected the beginning of a parameter name such as {parts}")
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(bool(_rate(name, learning_rates)))
+    for name, parameter in _named(model):
+        parameter.requires_grad_(bool(_rate(name, learning_rates)) and (parameter.requires_grad or not adapted))
 
 
 def parameter_groups(model: nn.Module, learning_rates: dict[str, float], weight_decay: float) -> list[dict]:
     """Optimizer groups by learning rate; only matrices are decayed."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in _named(model):
         if parameter.requires_grad:
             decay = weight_decay if parameter.ndim >= 2 and "embed" not in name else 0.0
             groups.setdefault((_rate(name, learning_rates), decay), []).append(parameter)

@@ -116,7 +116,9 @@ class RoomShards:
         while held == shards * SHARD_SIZE and (rooms := _rooms_in(self._shard(shards))):  # up to the first gap
             held, shards = held + rooms, shards + 1
         if not held or held < (count or 0):
-            raise ValueError(f"{folder}: found {held} rooms, expected {count or 'some'}; write them first (stage `rooms` of a recipe)")
+            raise ValueError(
+                f"{folder}: found {held} rooms, expected {count or 'some'}; write them first (stage `rooms` of a recipe)"
+            )
         self.count = held if count is None else count
         self._open: dict[int, tuple] = {}
 
