@@ -12,7 +12,7 @@ from allocentric.models.processor import SpatialMLLMProcessor
 from allocentric.models.spatial_mllm import SpatialMLLMConfig, SpatialMLLMForConditionalGeneration
 from allocentric.tasks.base import Question
 from allocentric.tasks.vsibench import vsi_prompt
-from allocentric.train.tokenizer import train_tokenizer
+from allocentric.train.tokenizer import fixed_phrases, train_tokenizer
 from allocentric.views import Views
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "nano.yaml"
@@ -32,6 +32,10 @@ DISTANCE = "Measuring from the closest point of each object, what is the distanc
 SIZE = "What is the length of the longest dimension (length, width, or height) of the {}, measured in centimeters?"
 CLOSEST = "Measuring from the closest point of each object, which of these objects ({}) is the closest to the {}?"
 ORDER = "What will be the first-time appearance order of the following categories in the video: {}?"
+OBJECTS = (
+    "bed", "bookshelf", "chair", "desk", "door", "lamp", "oven", "plant", "sink", "sofa", "stool", "table", "television", "wardrobe",
+    "washing machine", "window",
+)  # fmt: skip
 ASKED = [
     ("How many chair(s) are in this room?",),
     ("How many lamp(s) are in this room?",),
@@ -89,7 +93,8 @@ def nano(recipe: Path = RECIPE) -> tuple[SpatialMLLMForConditionalGeneration, Sp
 
 
 def _processor(sizes: dict) -> SpatialMLLMProcessor:
-    tokenizer = train_tokenizer(prompts(), sizes["text_config"]["vocab_size"])
+    phrases = fixed_phrases(prompts(), OBJECTS, least=2)
+    tokenizer = train_tokenizer(prompts(), sizes["text_config"]["vocab_size"], phrases)
     pixels = {"shortest_edge": HEIGHT * WIDTH, "longest_edge": HEIGHT * WIDTH}
     patches = {"temporal_patch_size": sizes["vision_config"]["temporal_patch_size"], "size": pixels}
     return SpatialMLLMProcessor(

@@ -22,8 +22,8 @@ def main(folder: Path = Path("out/example"), seed: int = 30_000_000) -> None:
     questions = make_questions(truth, np.random.default_rng(0))
     tasks = {q: next(task for name, task in VSI_TASKS.items() if q.task.startswith(name)) for q in questions}
     for question, answer in zip(questions, scene.ask([tasks[q].prompt(q) for q in questions]), strict=True):
-        print(f"{question.task:32} {answer.text:>8}  truth {question.answer:>8}  score {tasks[question].score(question, answer.text):.1f}"
-        )
+        score = tasks[question].score(question, answer.text)
+        print(f"{question.task:32} {answer.text:>8}  truth {question.answer:>8}  score {score:.1f}")
 
 
 if __name__ == "__main__":

@@ -28,10 +28,8 @@ def processor() -> SpatialMLLMProcessor:
 
 def new_model(processor: SpatialMLLMProcessor, seed: int = 0) -> SpatialMLLMForConditionalGeneration:
     torch.manual_seed(seed)
-    ids = {
-        f"{name}_token_id": processor.tokenizer.convert_tokens_to_ids(f"<|{token}|>")
-        for name, token in {"vision_start": "vision_start", "vision_end": "vision_end", "image": "image_pad", "video": "video_pad"}.items()
-    }
+    tokens = {"vision_start": "vision_start", "vision_end": "vision_end", "image": "image_pad", "video": "video_pad"}
+    ids = {f"{name}_token_id": processor.tokenizer.convert_tokens_to_ids(f"<|{token}|>") for name, token in tokens.items()}
     return SpatialMLLMForConditionalGeneration(SpatialMLLMConfig.tiny(**ids))
 
 
@@ -41,7 +39,9 @@ def example(processor: SpatialMLLMProcessor, model: nn.Module, turns: list[Turn]
     return pack(processor, [int(grid.prod()) // 4], turns) | {"pixel_values_videos": pixels, "video_grid_thw": grid[None]}
 
 
-def trainer(model: nn.Module, tmp_path, rates: dict[str, float] | None = None, dataset=None, collator=None, **arguments) -> SFTTrainer:
+def trainer(
+    model: nn.Module, tmp_path, rates: dict[str, float] | None = None, dataset=None, collator=None, **arguments
+) -> SFTTrainer:
     arguments = {"remove_unused_columns": False, "report_to": [], "use_cpu": True, "disable_tqdm": True, **arguments}
     return SFTTrainer(
         model=model,
@@ -115,7 +115,8 @@ def test_what_has_no_learning_rate_is_frozen_and_the_rest_learns(processor, tmp_
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     rates = {"model.connector": 1e-2, "model.visual.merger": 1e-3, "model.language_model": 1e-3, "model.language_model.norm": 0.0}
     data = [example(processor, model, TURNS, i) for i in range(2)]
-    run = trainer(model, tmp_path, rates, data, lambda e: collate(e, processor.tokenizer.pad_token_id), max_steps=2, save_strategy="no")
+    collator = lambda e: collate(e, processor.tokenizer.pad_token_id)  # noqa: E731
+    run = trainer(model, tmp_path, rates, data, collator, max_steps=2, save_strategy="no")
     run.train()
     trained = ("model.connector", "model.visual.merger", "model.language_model")
     for name, parameter in model.named_parameters():

@@ -148,12 +148,14 @@ def train(
 
     allo train recipes/nano.yaml --out out/nano
     """
-    from allocentric.train.recipe import read_recipe
-    from allocentric.train.run import STAGES, run
-    from allocentric.train.run import smoke as make_small
+    from allocentric.train import finetune, run
+    from allocentric.train.recipe import FineTune, read_recipe
 
     plan = read_recipe(recipe)
-    run(make_small(plan) if smoke else plan, out, show_progress, stages or STAGES, workers)
+    if isinstance(plan, FineTune):
+        finetune.finetune(finetune.smoke(plan) if smoke else plan, out)
+    else:
+        run.run(run.smoke(plan) if smoke else plan, out, show_progress, stages or run.STAGES, workers)
 
 
 def evaluate(
@@ -172,16 +174,18 @@ def evaluate(
     """
     import allocentric
     from allocentric.evaluate.rooms import ask_rooms, read_rows, room_questions, summary
+    from allocentric.models.scene import weights_id
     from allocentric.train.shards import RoomShards, RoomsSpec, write_rooms
 
+    loaded = allocentric.load(model)
     spec = RoomsSpec(count, seed, style)
     folder = out / f"rooms-{style}-{seed}"
     show_progress("rooms", write_rooms(folder, spec))
     shards = RoomShards(folder, count)
-    loaded = allocentric.load(model)
-    answers = out / f"{Path(loaded.name).name}-{style}-{seed}-{count}x{per_task}.jsonl"
+    # named by the weights: two models in folders of one name must not continue each other's answers
+    answers = out / f"{Path(loaded.name).name}-{weights_id(loaded.network)[:8]}-{style}-{seed}-{count}x{per_task}.jsonl"
     show_progress("questions", ask_rooms(loaded.network, loaded.processor, shards, room_questions(shards, per_task), answers))
-    scores = summary(read_rows(answers), count)
+    scores = summary(read_rows(answers))
     if json:
         _print_json({"model": loaded.name, "rooms": count, "style": style, "scorer": "vsibench official", "scores": scores})
         return
@@ -236,7 +240,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="allo", description=__doc__.splitlines()[0], args=argv)
     except (ValueError, OSError) as error:
-        print(f"allo: {error}", file=sys.stderr)
+        print(f"allo: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("allo: interrupted; run the same command again to continue", file=sys.stderr)

@@ -55,7 +55,7 @@ def scene_from_dict(data: dict) -> AnnotatedScene:
     """Read what `scene_to_dict` wrote; a missing or malformed field raises ValueError."""
     try:
         objects = tuple(
-            SceneObject(o["id"], o["label"], Box3D(tuple(o["center"]), tuple(o["size"]), o["yaw"], o["label"]))
+            SceneObject(o["id"], o["label"], Box3D(_floats(o["center"]), _floats(o["size"]), float(o["yaw"]), o["label"]))
             for o in data["objects"]
         )
         visibility, poses = data["visibility"], data["camera_to_world"]
@@ -69,3 +69,8 @@ def scene_from_dict(data: dict) -> AnnotatedScene:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"scene: found something malformed ({error!r}), expected what scene_to_dict writes") from error
+
+
+def _floats(values: list) -> tuple[float, float, float]:
+    x, y, z = map(float, values)
+    return x, y, z

@@ -25,9 +25,10 @@ from transformers import (
 from transformers.configuration_utils import SubConfigSpec
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import logging
 from transformers.vision_utils import get_vision_window_index
 
-from allocentric.encoders.vggt import VGGTAggregator, VGGTConfig
+from allocentric.encoders.vggt import VGGTAggregator, VGGTConfig, load_vggt
 from allocentric.fusion.addition import AdditionConnector, group_tokens
 
 
@@ -521,4 +522,32 @@ def load_spatial_mllm(
     problems = [f"{kind} {names}" for kind, names in found.items() if names]
     if problems:
         raise ValueError(f"{path}: checkpoint does not fit the model: {'; '.join(problems)}")
+    return model.eval()
+
+
+def from_parts(
+    qwen: str | Path, vggt: str | Path, connector_config: ConnectorConfig | dict | None = None, **kwargs
+) -> SpatialMLLMForConditionalGeneration:
+    """A Spatial-MLLM to be trained: the weights of a Qwen2.5-VL and of a VGGT, from folders or hub ids, and a random connector.
+
+    `kwargs` go to `from_pretrained` (dtype, device_map, ...).
+    """
+    config, _ = PreTrainedConfig.get_config_dict(qwen)
+    if (model_type := config.pop("model_type", None)) != "qwen2_5_vl":
+        raise ValueError(f"{qwen}: found model_type {model_type!r}, expected 'qwen2_5_vl'")
+    config.pop("architectures", None)
+    encoder = load_vggt(vggt, heads=())
+    config = SpatialMLLMConfig(**config, spatial_config=encoder.config, connector_config=connector_config)
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # a page of names that are meant to be missing
+    try:
+        model, report = SpatialMLLMForConditionalGeneration.from_pretrained(qwen, config=config, output_loading_info=True, **kwargs)
+    finally:
+        logging.set_verbosity(level)
+    new = ("model.spatial_encoder.", "model.connector.")
+    missing = sorted(name for name in report["missing_keys"] if not name.startswith(new))
+    if missing or report["unexpected_keys"]:
+        unexpected = sorted(report["unexpected_keys"])
+        raise ValueError(f"{qwen}: checkpoint does not fit Qwen2.5-VL: missing {missing[:8]}, unexpected {unexpected[:8]}")
+    model.model.spatial_encoder.load_state_dict(encoder.aggregator.state_dict())
     return model.eval()

@@ -81,12 +81,18 @@ def _path(free: np.ndarray, cost: np.ndarray, stops: list[tuple[int, int]]) -> n
     return cells[out]
 
 
-def plan_walk(room: Room, rng: Rng, tries: int = 8, seconds: Real | None = None) -> Walk:
-    """The best of a few random walks: the one whose sixteen even samples see the most of the room's objects."""
+def plan_walk(room: Room, rng: Rng, tries: int = 5, seconds: float | None = None) -> Walk:
+    """The best of a few random walks: the one whose sixteen even samples see most objects, and those most often.
+
+    One room is filmed from its sides, looking across it, or (one time in five) from within, turning around. Several rooms are
+    walked through.
+    """
     free, origin = room.free()
     depth = ndimage.distance_transform_edt(free)
     rooms = _room_masks(room, free, origin)
-    candidates = [_draw(room, free, depth, origin, rooms, rng, seconds) for _ in range(tries)]
+    across = len(rooms) == 1 and rng.random() < 0.8
+    draw = _look_across if across else _draw
+    candidates = [draw(room, free, depth, origin, rooms, rng, seconds) for _ in range(tries)]
     if tries == 1:
         return candidates[0]
     from allocentric.rooms.raycast import quick_visibility
@@ -95,9 +101,50 @@ def plan_walk(room: Room, rng: Rng, tries: int = 8, seconds: Real | None = None)
         seen = quick_visibility(room, w.poses(np.linspace(0, w.duration, 16)))
         if not seen.shape[1]:
             return 0.0
-        return float(np.minimum(seen.max(axis=0) / 0.015, 1.0).sum() + 0.15 * (seen > 0.008).sum(axis=1).mean() * 4)
+        objects, often = np.minimum(seen.max(axis=0) / 0.01, 1.0).sum(), (seen > 0.004).sum(axis=0).mean()
+        return float(objects * np.sqrt(often)) if across else float(objects)
 
     return max(candidates, key=score)
+
+
+def _look_across(
+    room: Room,
+    free: np.ndarray,
+    depth: np.ndarray,
+    origin: np.ndarray,
+    rooms: list[np.ndarray],
+    rng: Rng,
+    seconds: float | None,
+) -> Walk:
+    """A few steps along the side of a room, looking to its middle and from there left and right."""
+    cells = np.argwhere(rooms[0])
+    places = origin + (cells[:, ::-1] + 0.5) * CELL
+    middle = places.mean(axis=0)
+    outer = np.hypot(*(places - middle).T)
+    outer = (outer / max(outer.max(), 1e-6)) ** 6
+    pick = rng.choice(len(cells), p=outer / outer.sum())
+    stops, reach = [tuple(cells[pick])], rng.uniform(0.6, 2.2)
+    for _ in range(2):
+        away = np.hypot(*(cells - cells[pick]).T) * CELL
+        chance = np.exp(-(((away - reach / 2) / 0.35) ** 2)) * outer + 1e-9
+        pick = rng.choice(len(cells), p=chance / chance.sum())
+        stops.append(tuple(cells[pick]))
+    path = _path(free, np.ones_like(depth), stops)
+    points = _smooth(origin + (path[:, ::-1] + 0.5) * CELL, free, origin)
+    along = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(points, axis=0).T))])
+    points, along = points[along <= 4.0], along[along <= 4.0]
+    if along[-1] > 0.05:
+        times = along / along[-1]
+    else:
+        points, times = np.repeat(points[:1], 2, axis=0), np.array([0.0, 1.0])
+
+    grain = 400
+    s = np.linspace(0, 1, grain)
+    xy = np.stack([np.interp(s, times, points[:, 0]), np.interp(s, times, points[:, 1])], axis=1)
+    ahead = middle + rng.normal(0, 0.4, 2) - xy
+    sweep = np.radians(rng.uniform(30, 60)) * np.sin(2 * pi * (rng.uniform(0.45, 0.9) * s + rng.uniform()))
+    yaw = ndimage.gaussian_filter1d(np.unwrap(np.arctan2(ahead[:, 1], ahead[:, 0])) + sweep, grain * 0.018, mode="nearest")
+    return _hand_held(room, points, times, yaw, rng, seconds)
 
 
 def _room_masks(room: Room, free: np.ndarray, origin: np.ndarray) -> list[np.ndarray]:
@@ -217,6 +264,11 @@ def _finish(
     else:
         yaw = _multi_room_heading(room, xy, s, order, turn, rng)
     yaw = ndimage.gaussian_filter1d(yaw, grain * 0.018, mode="nearest")
+    return _hand_held(room, points, times, yaw, rng, seconds)
+
+
+def _hand_held(room: Room, points: np.ndarray, times: np.ndarray, yaw: np.ndarray, rng: Rng, seconds: float | None) -> Walk:
+    """The path as a person with a phone would film it: height, slight downward pitch, shake."""
     duration = seconds if seconds is not None else float(rng.uniform(14, 26))
     shake = np.zeros((5, 3, 3))
     for axis, size in enumerate((0.012, 0.014, 0.012, 0.012, 0.0)):

@@ -32,8 +32,9 @@ class GeometricRooms(Dataset):
         sample = self.shards[index]
         if rng.random() < 0.5:
             sample = mirror(sample)
-        count = len(sample.frames)
-        chosen = np.sort(rng.choice(count, rng.integers(self.frames[0], self.frames[1] + 1), replace=False))
+        # neighbours in time, so that views overlap; walked backwards half of the time
+        length = int(rng.integers(self.frames[0], self.frames[1] + 1))
+        chosen = np.arange(length) + rng.integers(len(sample.frames) - length + 1)
         sample = sample.select(chosen if rng.random() < 0.5 else chosen[::-1])
         clip = clip_tensors(sample)
         return clip | {"images": augment_colour(clip["images"], rng)}
@@ -120,15 +121,19 @@ class GeometryLoss(nn.Module):
         return {
             "loss": self.camera_weight * camera + depth_loss + point_loss,
             "camera_loss": camera.detach(),
-            "depth_error": ((d[..., 0] - some_depth).abs() * valid).sum().detach() / valid.sum(),
-            "point_error": ((p - points).norm(dim=-1) * valid).sum().detach() / valid.sum(),
+            "depth_error": ((d[..., 0] - some_depth).abs() * valid).sum().detach() / valid.sum().clamp(min=1),
+            "point_error": ((p - points).norm(dim=-1) * valid).sum().detach() / valid.sum().clamp(min=1),
         }
 
 
 def pose_error(predicted: Float[Tensor, "b s 9"], target: Float[Tensor, "b s 9"]) -> Float[Tensor, ""]:
-    """Mean absolute error of translation (metres), quaternion and field of view, summed; half weight for the last."""
+    """Mean absolute error of translation (metres), quaternion and field of view, summed; half weight for the last.
+
+    A quaternion and its negative are one rotation: the nearer counts, so that a full turn has no jump in it.
+    """
     error = (predicted - target).abs()
-    return error[..., :3].mean() + error[..., 3:7].mean() + 0.5 * error[..., 7:].mean()
+    rotation = torch.minimum(error[..., 3:7].mean(-1), (predicted[..., 3:7] + target[..., 3:7]).abs().mean(-1))
+    return error[..., :3].mean() + rotation.mean() + 0.5 * error[..., 7:].mean()
 
 
 @torch.no_grad()

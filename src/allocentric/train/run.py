@@ -52,7 +52,9 @@ def smoke(recipe: Recipe) -> Recipe:
 
 def run(recipe: Recipe, out: Path, progress: Progress, stages: Iterable[str] = STAGES, workers: int = 2) -> None:
     """Run `stages` (default: all) in order, each from where it stopped. `progress` shows work that counts its own steps."""
-    out = Path(out)
+    out, stages = Path(out), list(stages)
+    if unknown := [stage for stage in stages if stage not in STAGES]:
+        raise ValueError(f"stages: found {unknown}, expected some of {list(STAGES)}")
     out.mkdir(parents=True, exist_ok=True)
     for stage in stages:
         if stage == "rooms":
@@ -66,14 +68,12 @@ def run(recipe: Recipe, out: Path, progress: Progress, stages: Iterable[str] = S
         elif stage == "features":
             model = assemble(recipe, out).model.eval()
             progress("features", write_features(out / "features", model, training_rooms(recipe, out), recipe.mirrored))
-        elif stage.removeprefix("sft-") in VARIANTS:
+        elif stage.startswith("sft-"):
             train_sft(recipe, out, stage.removeprefix("sft-"))
         elif stage == "package":
             export(out, out / "package")
         elif stage == "card":
             make_card(recipe, out, progress, CardPlan(rooms=4, per_task=1) if recipe.rooms.count < SHARD_SIZE * 2 else CardPlan())
-        else:
-            raise ValueError(f"stage: found {stage!r}, expected one of {list(STAGES)}")
 
 
 def training_rooms(recipe: Recipe, out: Path) -> RoomShards:
@@ -92,15 +92,13 @@ def make_tokenizer(recipe: Recipe, out: Path) -> None:
     texts = [text for turn in turns for text in (turn.prompt, turn.answer)] + [f"{SYSTEM} system user assistant"] * 50
     tokenizer = train_tokenizer(texts, recipe.tokenizer.vocab_size, [*CHAT_PHRASES, *fixed_phrases(texts, rooms.LABELS)])
     vision = SpatialMLLMConfig(**recipe.model).vision_config
+    area = recipe.rooms.height * recipe.rooms.width
     patches = {
         "patch_size": vision.patch_size,
         "temporal_patch_size": vision.temporal_patch_size,
         "merge_size": vision.spatial_merge_size,
-        # every frame is resized to the area the encoders were trained at
-        "size": {
-            "shortest_edge": recipe.rooms.height * recipe.rooms.width,
-            "longest_edge": recipe.rooms.height * recipe.rooms.width,
-        },
+        # about the area the encoders were trained at; with some room, so that 4:3 and 5:4 both become the trained size
+        "size": {"shortest_edge": int(area / 1.25), "longest_edge": int(area * 1.25)},
     }
     processor = SpatialMLLMProcessor(
         Qwen2VLImageProcessor(**patches), tokenizer, Qwen2VLVideoProcessor(**patches), chat_template=tokenizer.chat_template

@@ -86,24 +86,26 @@ class SFTTrainer(Trainer):
     """Hugging Face's Trainer on packed sequences.
 
     `learning_rates` maps a parameter-name prefix to its learning rate; the longest matching prefix holds, and what matches none is
-    frozen. Norms, biases and embeddings are not decayed. A model that PEFT has wrapped keeps the names it had before, and of it only
-    what PEFT lets train does: adapters, and the parts in `modules_to_save`.
+    frozen. Norms, biases and embeddings are not decayed. A model that PEFT has wrapped keeps the names it had before, and of it
+    only what PEFT lets train does: adapters, and the parts in `modules_to_save`.
     """
 
     def __init__(self, *args, learning_rates: dict[str, float], **kwargs):
         super().__init__(*args, **kwargs)
-        self.model_accepts_loss_kwargs = False  # the loss below is already a mean
+        self.model_accepts_loss_kwargs = True  # asks the Trainer to count the answer tokens of the whole step
         self.learning_rates = learning_rates
         freeze_except(self.model, learning_rates)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
-            groups = parameter_groups(self.model, self.learning_rates, self.args.weight_decay)
+            network = self.accelerator.unwrap_model(self.model if model is None else model)
+            groups = parameter_groups(network, self.learning_rates, self.args.weight_decay)
             betas = (self.args.adam_beta1, self.args.adam_beta2)
             self.optimizer = torch.optim.AdamW(groups, betas=betas, eps=self.args.adam_epsilon)
         return self.optimizer
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Mean over answer tokens: all of the step's, however it is split into forward passes and processes."""
         inputs = dict(inputs)
         labels, segments = inputs.pop("labels"), inputs.pop("segments")
         network = self.accelerator.unwrap_model(model)
@@ -126,7 +128,13 @@ class SFTTrainer(Trainer):
             logits_to_keep=keep,
             use_cache=False,
         )
-        loss = nn.functional.cross_entropy(outputs.logits.float().flatten(0, 1), targets[:, keep].flatten(), ignore_index=IGNORE)
+        loss = nn.functional.cross_entropy(
+            outputs.logits.float().flatten(0, 1), targets[:, keep].flatten(), ignore_index=IGNORE, reduction="sum"
+        )
+        if num_items_in_batch is None:
+            loss = loss / (targets != IGNORE).sum()
+        else:  # processes average their gradients; the count is that of all of them
+            loss = loss * self.accelerator.num_processes / num_items_in_batch
         return (loss, outputs) if return_outputs else loss
 
 

@@ -1,0 +1,166 @@
+"""Fine-tune a Spatial-MLLM on conversations about videos and images: the published supervised stage, wholly or with adapters."""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from PIL import Image
+from safetensors.torch import save_file
+from transformers import (
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLImageProcessor,
+    Qwen2VLVideoProcessor,
+    set_seed,
+)
+
+from allocentric.encoders.vggt import VGGT, VGGTConfig
+from allocentric.models.processor import SpatialMLLMProcessor
+from allocentric.models.spatial_mllm import SpatialMLLMConfig, SpatialMLLMForConditionalGeneration, from_parts, load_spatial_mllm
+from allocentric.readers import open_views
+from allocentric.rooms import load_scene, write_video
+from allocentric.tasks import VSI_TASKS
+from allocentric.train.jsonl import Conversations
+from allocentric.train.recipe import Annotations, FineTune, Start, resume_point
+from allocentric.train.sft import SFTTrainer, collate
+from allocentric.train.tokenizer import train_tokenizer
+
+
+def smoke(recipe: FineTune) -> FineTune:
+    """The same recipe with a tiny random model on a few rooms: about a minute, and teaches nothing."""
+    short = replace(recipe.optimisation, steps=3, epochs=None, batch_size=1, workers=0, log_every=1, save_every=2)
+    data = replace(recipe.data, frames=4)
+    return replace(recipe, start=None, data=data, batch=4, pixel_clamp=None, optimisation=short)
+
+
+def finetune(recipe: FineTune, out: Path) -> None:
+    """Train and save model and processor in `out/model`; adapters also in `out/adapters`. Run again to resume."""
+    out = Path(out)
+    target = out / "model"
+    if (target / "config.json").exists():
+        return
+    arguments = replace(recipe.optimisation, accumulate=accumulation(recipe)).arguments(out / "checkpoints")
+    with arguments.main_process_first(local=False):
+        start, data = (recipe.start, recipe.data) if recipe.start else tiny_start(out / "tiny", recipe.data)
+
+    set_seed(recipe.optimisation.seed)
+    model, processor = load_start(start, recipe)
+    if recipe.lora:
+        lora = recipe.lora
+        config = LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            target_modules=lora.targets,
+            lora_dropout=lora.dropout,
+            modules_to_save=list(lora.whole) or None,
+        )
+        model = get_peft_model(model, config)
+    trainer = SFTTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=Conversations(data, processor),
+        data_collator=lambda examples: collate(examples, processor.tokenizer.pad_token_id),
+        learning_rates=recipe.learning_rates,
+    )
+    trainer.train(resume_from_checkpoint=resume_point(out / "checkpoints"))
+    trainer.save_model(out / "adapters" if recipe.lora else target)
+    if trainer.is_world_process_zero():
+        (out / "log.json").write_text(json.dumps(trainer.state.log_history))
+        processor.save_pretrained(target)
+        if recipe.lora:
+            set_seed(recipe.optimisation.seed)
+            model, _ = load_start(start, recipe)
+            PeftModel.from_pretrained(model, out / "adapters").merge_and_unload().save_pretrained(target)
+
+
+def accumulation(recipe: FineTune) -> int:
+    """How many forward passes of each process make one step of `recipe.batch` sequences."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    together = processes * recipe.optimisation.batch_size
+    if recipe.batch % together:
+        raise ValueError(
+            f"batch: found {recipe.batch}, expected a multiple of {together} "
+            f"({processes} processes of batch_size {recipe.optimisation.batch_size})"
+        )
+    return recipe.batch // together
+
+
+def load_start(start: Start, recipe: FineTune) -> tuple[SpatialMLLMForConditionalGeneration, SpatialMLLMProcessor]:
+    """Model in float32 and processor with the recipe's switches. A connector that is new starts at random."""
+    for folder in filter(None, (start.checkpoint, start.qwen, start.vggt)):
+        if not Path(folder).exists():
+            raise ValueError(f"{folder}: found no such folder, expected weights to start from")
+    if start.checkpoint:
+        model = load_spatial_mllm(start.checkpoint, dtype=torch.float32)
+    else:
+        model = from_parts(start.qwen, start.vggt, dtype=torch.float32)
+    if recipe.mrope_time_step is not None:
+        model.config.mrope_time_step = recipe.mrope_time_step
+    plain = SpatialMLLMProcessor.from_pretrained(start.checkpoint or start.qwen)
+    processor = SpatialMLLMProcessor(
+        plain.image_processor,
+        plain.tokenizer,
+        plain.video_processor,
+        chat_template=plain.chat_template,
+        pixel_clamp=recipe.pixel_clamp,
+        newline_after_vision=recipe.newline_after_vision,
+    )
+    return model, processor
+
+
+def tiny_start(folder: Path, data: Annotations) -> tuple[Start, Annotations]:
+    """A random Qwen2.5-VL and VGGT of two layers, and videos and images of three rooms with conversations about them."""
+    annotations = folder / "conversations.jsonl"
+    start = Start(qwen=str(folder / "qwen"), vggt=str(folder / "vggt"))
+    made = replace(data, files=(str(annotations),), root=str(folder))
+    if annotations.exists():
+        return start, made
+
+    lines = []
+    for seed in range(3):
+        room = f"room-{seed}"
+        write_video(seed, folder / room, seconds=2, fps=8, height=56, width=84, workers=1, annotated_frames=8)
+        frames = [f"{room}/{i}.png" for i in range(2)]
+        for name, frame in zip(frames, open_views(folder / room / "video.mp4", 2).frames, strict=True):
+            Image.fromarray(frame.permute(1, 2, 0).numpy()).save(folder / name)
+        scene, rng = load_scene(folder / room), np.random.default_rng(seed)
+        for task in VSI_TASKS.values():
+            for question in task.make(scene, rng, 2):
+                said = [{"from": "human", "value": task.prompt(question)}, {"from": "gpt", "value": question.answer}]
+                lines.append(({"video": f"{room}/video.mp4"}, "<video>\n", said))
+        lines.append(({"image": frames}, "<image>\n<image>\n", said))
+
+    torch.manual_seed(0)
+    texts = [message["value"] for _, _, said in lines for message in said] * 3
+    tokenizer = train_tokenizer([*texts, "You are a helpful assistant. system user assistant"], 500)
+    patches = {"patch_size": 14, "temporal_patch_size": 2, "merge_size": 2, "size": {"shortest_edge": 28**2, "longest_edge": 84**2}}
+    processor = SpatialMLLMProcessor(
+        Qwen2VLImageProcessor(**patches), tokenizer, Qwen2VLVideoProcessor(**patches), chat_template=tokenizer.chat_template
+    )
+    processor.save_pretrained(folder / "qwen")
+    tiny = SpatialMLLMConfig.tiny(use_spatial=False, connector_config=None, spatial_config=None)
+    ids = {
+        f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{token}|>")
+        for name, token in (("vision_start",) * 2, ("vision_end",) * 2, ("image", "image_pad"), ("video", "video_pad"))
+    }
+    text = tiny.text_config.to_dict() | {
+        "vocab_size": len(tokenizer),
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    config = Qwen2_5_VLConfig(text_config=text, vision_config=tiny.vision_config.to_dict(), tie_word_embeddings=True, **ids)
+    Qwen2_5_VLForConditionalGeneration(config).save_pretrained(folder / "qwen")
+
+    vggt = VGGT(VGGTConfig.tiny(), heads=())
+    vggt.config.save_pretrained(folder / "vggt")
+    save_file(vggt.state_dict(), folder / "vggt" / "model.safetensors")
+    written = ""
+    for shown, tags, (asked, answered) in lines:
+        asked = asked | {"value": tags + asked["value"]}
+        written += json.dumps(shown | {"conversations": [asked, answered]}) + "\n"
+    annotations.write_text(written)
+    return start, made

@@ -1,0 +1,130 @@
+"""Conversations about videos and images, as LLaVA and Qwen write them, for supervised fine-tuning.
+
+One JSON object a line (or one JSON list of them), paths relative to a root folder:
+
+    {"video": "scannet/videos/scene0000_00.mp4",
+     "conversations": [{"from": "human", "value": "<video>\\nHow many chairs are in this room?"}, {"from": "gpt", "value": "4"}]}
+
+`video` or `image` is a path or a list of paths; several are one scene. Keys `role` and `content` are read like `from` and `value`.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from allocentric.models.processor import SpatialMLLMProcessor
+from allocentric.readers import open_views
+from allocentric.train.recipe import Annotations
+from allocentric.train.sft import Turn, pack
+
+ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
+TAG = r"<(?:video|image)>"
+
+
+class Conversation(NamedTuple):
+    """What is shown, what is said about it, and where that stands, for messages."""
+
+    kind: str
+    paths: tuple[str, ...]
+    turns: tuple[Turn, ...]
+    place: str
+
+
+def read_conversations(file: str, seed: int = 42) -> list[Conversation]:
+    """The conversations of a JSONL or JSON file, in order; "name.jsonl%25" is a random quarter, the same each time."""
+    name, _, percent = file.rpartition("%")
+    path = Path(name if percent.isdigit() and name else file)
+    if not path.is_file():
+        raise ValueError(f"{path}: found no such file, expected conversations as JSONL or JSON")
+    text = path.read_text(encoding="utf-8")
+    try:
+        if path.suffix == ".json":
+            items = [(f"{path}[{i}]", item) for i, item in enumerate(json.loads(text))]
+        else:
+            items = [(f"{path}:{i}", json.loads(line)) for i, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    except json.JSONDecodeError as error:
+        line = error.lineno if path.suffix == ".json" else text.split("\n").index(error.doc) + 1
+        raise ValueError(f"{path}:{line}: expected JSON ({error.msg})") from error
+    if path != Path(file):
+        count = round(len(items) * int(percent) / 100)
+        items = [items[i] for i in sorted(np.random.default_rng(seed).permutation(len(items))[:count])]
+    return [parse_conversation(item, place) for place, item in items]
+
+
+def parse_conversation(item: Mapping[str, Any], place: str) -> Conversation:
+    """One object of the file. Every answer is a turn of its own; what was said before it is part of its prompt."""
+    kinds = [kind for kind in ("video", "image") if isinstance(item, Mapping) and kind in item]
+    if len(kinds) != 1 or "conversations" not in item:
+        found = sorted(item) if isinstance(item, Mapping) else item
+        raise ValueError(f"{place}: found {found}, expected `conversations` and either `video` or `image`")
+    paths = item[kinds[0]]
+    paths = (paths,) if isinstance(paths, str) else tuple(paths)
+    said = []
+    for message in item["conversations"]:
+        role, text = message.get("from", message.get("role")), message.get("value", message.get("content"))
+        expected = ("user", "assistant")[len(said) % 2]
+        if ROLES.get(role) != expected or not isinstance(text, str):
+            raise ValueError(f"{place}: found a message of {role!r}, expected text of the {expected}")
+        said.append(text)
+    if not said or len(said) % 2:
+        raise ValueError(f"{place}: found {len(said)} messages, expected questions and answers in turn")
+    tags = re.match(rf"(?:\s*{TAG})*", said[0]).group()
+    said[0] = said[0][len(tags) :].lstrip("\n")
+    if len(re.findall(TAG, tags)) != len(paths) or any(re.search(TAG, text) for text in said):
+        raise ValueError(f"{place}: expected {len(paths)} tags <{kinds[0]}> before the first question, no others")
+    turns, before = [], ""
+    for question, answer in zip(said[::2], said[1::2], strict=True):
+        turns.append(Turn(before + question, answer))
+        before += f"{question}<|im_end|>\n<|im_start|>assistant\n{answer}<|im_end|>\n<|im_start|>user\n"
+    return Conversation(kinds[0], paths, tuple(turns), place)
+
+
+class Conversations(Dataset):
+    """Packed sequences: up to `data.questions` conversations about the same video or images, which are read when asked for.
+
+    What cannot be read is an error that names the file and line it stands in.
+    """
+
+    def __init__(self, data: Annotations, processor: SpatialMLLMProcessor):
+        self.data, self.processor = data, processor
+        self.merge = processor.video_processor.merge_size**2
+        by_scene: dict[tuple, list[Conversation]] = {}
+        for file in data.files:
+            for conversation in read_conversations(file, data.seed):
+                by_scene.setdefault((conversation.kind, conversation.paths), []).append(conversation)
+        k = data.questions
+        self.packs = [group[i : i + k] for group in by_scene.values() for i in range(0, len(group), k)]
+        if not self.packs:
+            raise ValueError(f"{', '.join(data.files)}: found no conversations")
+
+    def __len__(self) -> int:
+        return len(self.packs)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        group = self.packs[index]
+        first = group[0]
+        try:
+            seen = self._see(first)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{first.place}: {error}") from error
+        count = lambda grid: (seen[grid].prod(-1) // self.merge).tolist() if grid in seen else []  # noqa: E731
+        turns = [turn for conversation in group for turn in conversation.turns]
+        return pack(self.processor, count("video_grid_thw"), turns, count("image_grid_thw")) | seen
+
+    def _see(self, conversation: Conversation) -> dict[str, Tensor]:
+        """The model's vision inputs."""
+        files = [Path(self.data.root) / path for path in conversation.paths]
+        if conversation.kind == "video":
+            videos = [open_views(file, self.data.frames).frames for file in files]
+            inputs = self.processor(text=["<|video_pad|>" * len(files)], videos=videos)
+        else:
+            images = [open_views([file]).frames[0] for file in files]
+            inputs = self.processor(text=["<|image_pad|>" * len(files)], images=images)
+        names = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
+        return {name: inputs[name] for name in names if name in inputs}

@@ -1,0 +1,200 @@
+"""The command line: it teaches, it prints what the library found, and a mistake costs one line and leaves nothing behind."""
+
+import json
+
+import pytest
+import torch
+
+import allocentric.model
+from allocentric import cli
+from allocentric.readers import open_views
+from test_model import checkpoint, save_checkpoint, write_video  # noqa: F401  (checkpoint is a fixture)
+from test_spatial_mllm import frames, tiny_processor
+
+
+@pytest.fixture(scope="module")
+def nano(tmp_path_factory):
+    """In nano's place: a tiny model with everything in one folder."""
+    folder = save_checkpoint(tmp_path_factory.mktemp("nano"))
+    tiny_processor().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory):
+    return write_video(tmp_path_factory.mktemp("video") / "room.mp4", frames(10, seed=3))
+
+
+@pytest.fixture
+def allo(monkeypatch, capsys, nano, tmp_path):
+    """Run a command in an empty folder: what it printed, its complaints, its exit code."""
+    monkeypatch.setattr(allocentric.model, "NANO", nano)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: object) -> tuple[str, str, int]:
+        code = 0
+        try:
+            cli.main([str(word) for word in words])
+        except SystemExit as end:
+            code = end.code or 0
+        said = capsys.readouterr()
+        return said.out, said.err, code
+
+    return run
+
+
+@pytest.mark.parametrize("command", ["", *cli.COMMANDS])
+def test_help_says_what_a_command_does(allo, command):
+    out, _, code = allo(*command.split(), "--help")
+    assert code == 0
+    if command:
+        first = cli.COMMANDS[command].__doc__.splitlines()[0]
+        assert first[:40] in " ".join(out.replace("│", " ").split())
+    else:
+        assert all(name in out for name in cli.COMMANDS)
+
+
+@pytest.mark.parametrize("command", ["ask", "sample", "info", "train", "eval"])
+def test_help_shows_an_example(allo, command):
+    if command == "train":
+        pytest.skip("its example stands in the recipes")
+    assert f"allo {command}" in allo(command, "--help")[0]
+
+
+# ---- mistakes ----
+
+
+def broken(folder):
+    (folder / "broken.mp4").write_bytes(b"not a video at all" * 50)
+    (folder / "empty").mkdir()
+    (folder / "recipe.yaml").write_text("rooms: {count: 3, colour: red}")
+    (folder / "odd.yaml").write_text("rooms: [unclosed")
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (("ask", "nowhere.mp4", "how many?"), "nowhere.mp4: found no such file or folder"),
+        (("ask", "broken.mp4", "how many?"), "broken.mp4: not a video"),
+        (("ask", "broken.mp4"), "questions: found none"),
+        (("ask", "{video}", " "), "question 0: found ' ', expected some text"),
+        (("ask", "{video}", "how many?", "--frames", "0"), "expected"),
+        (("ask", "{video}", "how many?", "--model", "nowhere"), "nowhere: found no such folder"),
+        (("ask", "empty", "how many?"), "empty: nothing to read"),
+        (("sample", "nowhere.mp4"), "nowhere.mp4: found no such file or folder"),
+        (("sample", "broken.mp4"), "broken.mp4: not a video"),
+        (("sample", "{video}", "-k", "0"), "k"),
+        (("info", "nowhere"), "nowhere: found no such file or folder"),
+        (("info", "empty"), "empty: nothing to read"),
+        (("rooms", "made", "--width", "33"), "width must be even"),
+        (("train", "nowhere.yaml", "--out", "made"), "nowhere.yaml: found no such file"),
+        (("train", "recipe.yaml", "--out", "made"), "recipe.yaml: found no ["),
+        (("train", "odd.yaml", "--out", "made"), "odd.yaml: expected YAML"),
+        (("train", "{nano_recipe}", "--out", "made", "--stages", "room"), "stages: found ['room'], expected some of ['rooms'"),
+        (("eval", "rooms", "--model", "nowhere", "--out", "made"), "nowhere: found no such folder"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing(allo, tmp_path, video, words, complaint, request):
+    broken(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    recipe = request.config.rootpath / "recipes" / "nano.yaml"
+    out, err, code = allo(*(word.format(video=video, nano_recipe=recipe) for word in words))
+    assert code == 2 and out == ""
+    assert err.startswith("allo: ") and err.count("\n") == 1 and err.endswith("\n")
+    assert complaint in err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("words", [("paint",), ("ask",), ("sample", "x.mp4", "-k", "many"), ("info", "nano", "--loud")])
+def test_a_command_that_does_not_exist_ends_with_2(allo, words):
+    out, err, code = allo(*words)
+    assert code == 2 and out == "" and "--help" in err
+
+
+# ---- results ----
+
+
+def test_ask_prints_question_and_answer(allo, video):
+    out, err, code = allo("ask", video, "how many chairs?", "left or right?", "--frames", 4)
+    assert code == 0
+    expected = allocentric.load().watch(video, 4).ask(["how many chairs?", "left or right?"])
+    assert out == "".join(f"{a.question}\n  {a.text}  (confidence {a.confidence:.2f})\n" for a in expected)
+    assert "nano was trained on procedural rooms alone" in " ".join(err.split())
+
+
+def test_ask_as_json(allo, video, nano):
+    out, _, code = allo("ask", video, "how many chairs?", "--frames", 4, "--json", "--model", nano)
+    answer = allocentric.load().watch(video, 4).ask("how many chairs?")
+    found = json.loads(out)
+    assert code == 0 and (found["source"], found["model"]) == (str(video), str(nano))
+    assert found["answers"] == [
+        {"text": answer.text, "question": answer.question, "confidence": pytest.approx(answer.confidence), "frames": [0, 3, 6, 9]}
+    ]
+
+
+def test_sample_writes_the_sheet_and_says_what_was_gained(allo, video, tmp_path):
+    out, _, code = allo("sample", video, "-k", 3, "--candidates", 6, "--json")
+    found = json.loads(out)
+    model = allocentric.load()
+    selection, views = allocentric.sample(video, 3, "space_aware", "fill", 6, model.geometry, width=70)
+    assert code == 0
+    assert found["frames"] == views.indices.tolist()
+    assert found["coverage"] == pytest.approx(selection.coverage) and found["uniform_coverage"] == selection.uniform_coverage
+    assert open_views(tmp_path / "sample.png").frames.shape[0] == 1
+    out, _, code = allo("sample", video, "-k", 2, "--sampling", "uniform", "--out", "even.png")
+    assert code == 0 and out.splitlines()[0] == "frames 0, 9" and (tmp_path / "even.png").is_file()
+
+
+def test_info_on_a_video(allo, video):
+    out, _, code = allo("info", video, "--json")
+    expected = {"source": str(video), "layout": "video", "frames": 10, "seconds": 1.8, "height": 56, "width": 84}
+    assert code == 0 and json.loads(out) == expected
+    lines = [line.split(maxsplit=1) for line in allo("info", video)[0].splitlines()]
+    assert dict(lines) == {name: str(value) for name, value in expected.items()}
+
+
+def test_info_on_images(allo, tmp_path):
+    from PIL import Image
+
+    (tmp_path / "images").mkdir()
+    for i in range(3):
+        Image.new("RGB", (20, 10)).save(tmp_path / "images" / f"{i}.png")
+    found = json.loads(allo("info", "images", "--json")[0])
+    assert (found["layout"], found["frames"], found["height"], found["width"], found["depth"]) == ("images", 3, 10, 20, "not given")
+
+
+def test_info_on_models(allo, nano, checkpoint):  # noqa: F811
+    found = json.loads(allo("info", "nano", "--json")[0])
+    network = allocentric.load().network
+    assert found["model"] == "nano" and found["type"] == "spatial-mllm" and found["dtype"] == "float32"
+    assert found["parameters"] == sum(p.numel() for p in network.parameters())
+    assert found["3D encoder"] == sum(p.numel() for p in network.model.spatial_encoder.parameters())
+    (nano / "card.json").write_text('{"macro": 61.5}')
+    assert json.loads(allo("info", "nano", "--json")[0])["macro"] == 61.5
+    # weights alone are enough, tokenizer and image processor may lie elsewhere
+    alone = json.loads(allo("info", checkpoint[0], "--json")[0])
+    assert alone["model"] == str(checkpoint[0]) and alone["parameters"] == found["parameters"]
+
+
+def test_rooms_are_videos_with_their_truth(allo, tmp_path):
+    from allocentric.rooms import load_scene
+
+    _, _, code = allo("rooms", "made", "--seed", 7, "--seconds", 0.5, "--width", 64, "--height", 48)
+    assert code == 0
+    assert load_scene(tmp_path / "made" / "room-7").objects
+    assert len(open_views(tmp_path / "made" / "room-7" / "video.mp4")) == 5
+
+
+def test_eval_scores_and_resumes(allo, tmp_path, monkeypatch):
+    from allocentric.evaluate.rooms import read_rows, summary
+
+    words = ("eval", "rooms", "--count", 1, "--per-task", 1, "--out", "made", "--json")
+    out, _, code = allo(*words)
+    (file,) = (tmp_path / "made").glob("*.jsonl")
+    found = json.loads(out)
+    assert code == 0 and found["scores"] == pytest.approx(summary(read_rows(file))) and found["rooms"] == 1
+    monkeypatch.setattr("allocentric.models.scene.Scene.encode", None)  # nothing is left to ask
+    assert json.loads(allo(*words)[0]) == found
+    table = allo(*words[:-1])[0]
+    assert f"{found['scores']['overall']:.1f}" in table and "room_size_estimation" in table

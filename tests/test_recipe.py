@@ -1,0 +1,271 @@
+"""Recipes: mistakes are named, the published settings are what the files say, and every stage runs, resumes and stops when done."""
+
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+import allocentric
+from allocentric.models.spatial_mllm import SpatialMLLMConfig, SpatialMLLMForConditionalGeneration, load_spatial_mllm
+from allocentric.train import finetune, run
+from allocentric.train.geometry import GeometryLoss
+from allocentric.train.recipe import FineTune, Optimisation, Recipe, read_recipe
+from allocentric.train.sft import freeze_except, parameter_groups
+from test_model import write_video
+from test_spatial_mllm import frames
+
+
+@pytest.fixture
+def recipes(request):
+    return request.config.rootpath / "recipes"
+
+
+def write(path, keys: dict):
+    path.write_text(yaml.safe_dump(keys))
+    return path
+
+
+# ---- reading ----
+
+
+def test_every_recipe_of_the_repository_can_be_read(recipes):
+    kinds = {path.stem: type(read_recipe(path)) for path in recipes.glob("*.yaml")}
+    assert kinds == {"nano": Recipe, "spatial_mllm_v1_1": FineTune, "spatial_mllm_v1_1_lora": FineTune}
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "complaint"),
+    [
+        ("colour", "red", r"a\.yaml: found unknown \['colour'\], expected keys among"),
+        ("sft.question", 3, r"a\.yaml: sft: found unknown \['question'\]"),
+        ("geometry.optimisation.step", 3, r"a\.yaml: geometry: optimisation: found unknown \['step'\]"),
+        ("semantics.optimisation.batch_size", "many", r"a\.yaml: semantics: optimisation: batch_size: found 'many', expected int"),
+        ("semantics.optimisation.bf16", 1, r"bf16: found 1, expected bool"),
+        ("rooms.count", 2.5, r"rooms: count: found 2\.5, expected int"),
+        ("geometry.frames", [1, 2, 3], r"geometry: frames: found \[1, 2, 3\], expected tuple\[int, int\]"),
+        ("sft.tasks", {"object_counting": "often"}, r"sft: tasks: object_counting: found 'often', expected float"),
+        ("semantics.optimisation.epochs", 2, r"semantics: optimisation: .*found steps \d+ and epochs 2.0, expected one of the two"),
+        ("sft", 3, r"a\.yaml: sft: found 3, expected keys \['questions'"),
+        ("kind", "dance", r"a\.yaml: kind: found 'dance', expected one of \['rooms', 'finetune'\]"),
+    ],
+)
+def test_a_wrong_key_or_value_is_named(recipes, tmp_path, where, value, complaint):
+    keys = yaml.safe_load((recipes / "nano.yaml").read_text())
+    *path, last = where.split(".")
+    inner = keys
+    for name in path:
+        inner = inner[name]
+    inner[last] = value
+    with pytest.raises(ValueError, match=complaint):
+        read_recipe(write(tmp_path / "a.yaml", keys))
+
+
+@pytest.mark.parametrize("missing", ["rooms", "sft.questions", "geometry.optimisation.batch_size"])
+def test_a_missing_key_is_named(recipes, tmp_path, missing):
+    keys = yaml.safe_load((recipes / "nano.yaml").read_text())
+    *path, last = missing.split(".")
+    inner = keys
+    for name in path:
+        inner = inner[name]
+    del inner[last]
+    with pytest.raises(ValueError, match=rf"found no \['{last}'\]"):
+        read_recipe(write(tmp_path / "a.yaml", keys))
+
+
+def test_a_number_without_a_point_is_a_number(recipes, tmp_path):
+    text = (recipes / "nano.yaml").read_text()
+    keys = yaml.safe_load(text)
+    keys["sft"]["learning_rates"] = {"model.connector": "1e-3"}  # how YAML 1.1 reads 1e-3
+    assert read_recipe(write(tmp_path / "a.yaml", keys)).sft.learning_rates == {"model.connector": 0.001}
+
+
+def test_a_start_is_a_checkpoint_or_two_parts(recipes, tmp_path):
+    keys = yaml.safe_load((recipes / "spatial_mllm_v1_1.yaml").read_text())
+    for start in ({"qwen": "q"}, {"checkpoint": "c", "qwen": "q", "vggt": "v"}, {}):
+        with pytest.raises(ValueError, match="start: start: found .*expected `checkpoint` alone, or `qwen` and `vggt`"):
+            read_recipe(write(tmp_path / "a.yaml", keys | {"start": start}))
+
+
+def test_optimisation_becomes_the_trainers_arguments(tmp_path):
+    steps = Optimisation(batch_size=3, learning_rate=1e-3, steps=7, accumulate=2, warmup=0.25, clip=0.5).arguments(tmp_path)
+    assert (steps.max_steps, steps.per_device_train_batch_size, steps.gradient_accumulation_steps) == (7, 3, 2)
+    assert (steps.max_grad_norm, steps.get_warmup_steps(8)) == (0.5, 2)
+    epochs = Optimisation(batch_size=1, learning_rate=1e-3, epochs=2).arguments(tmp_path)
+    assert (epochs.max_steps, epochs.num_train_epochs) == (-1, 2)
+
+
+# ---- the published recipe ----
+
+
+def test_the_published_settings(recipes, tmp_path, monkeypatch):
+    recipe = read_recipe(recipes / "spatial_mllm_v1_1.yaml")
+    arguments = recipe.optimisation.arguments(tmp_path)
+    assert (arguments.weight_decay, arguments.max_grad_norm, arguments.num_train_epochs) == (0.1, 1.0, 1)
+    assert (arguments.get_warmup_steps(2800), str(arguments.lr_scheduler_type.value)) == (84, "cosine")
+    assert recipe.optimisation.bf16
+    assert (recipe.data.frames, recipe.data.questions, recipe.pixel_clamp, recipe.mrope_time_step) == (16, 1, "training", 1)
+    for processes in (1, 2, 6, 8):
+        monkeypatch.setenv("WORLD_SIZE", str(processes))
+        assert finetune.accumulation(recipe) * processes * recipe.optimisation.batch_size == 48
+    monkeypatch.setenv("WORLD_SIZE", "5")
+    with pytest.raises(ValueError, match="batch: found 48, expected a multiple of 5"):
+        finetune.accumulation(recipe)
+
+
+def test_which_parts_the_published_recipe_trains(recipes):
+    recipe = read_recipe(recipes / "spatial_mllm_v1_1.yaml")
+    model = SpatialMLLMForConditionalGeneration(SpatialMLLMConfig.tiny())
+    freeze_except(model, recipe.learning_rates)
+    rates = {}
+    for group in parameter_groups(model, recipe.learning_rates, recipe.optimisation.weight_decay):
+        for parameter in group["params"]:
+            rates[id(parameter)] = group["lr"], group["weight_decay"]
+    for name, parameter in model.named_parameters():
+        expected = None
+        if name.startswith(("model.connector.", "model.visual.merger.")):
+            expected = 2e-5
+        elif name.startswith(("model.language_model.", "lm_head.")):
+            expected = 7e-6
+        rate, decay = rates.get(id(parameter), (None, None))
+        assert rate == expected and parameter.requires_grad == (expected is not None), name
+        assert decay in (None, 0.1 if parameter.ndim >= 2 and "embed_tokens" not in name else 0.0), name
+
+
+# ---- running ----
+
+
+def state(folder) -> dict:
+    """Every file and when it was written last."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def show_nothing(name: str, steps) -> None:
+    for _ in steps:
+        pass
+
+
+def small(recipes) -> Recipe:
+    """nano's recipe on three rooms of four small frames."""
+    recipe = run.smoke(read_recipe(recipes / "nano.yaml"))
+    return replace(
+        recipe,
+        rooms=replace(recipe.rooms, count=3, frames=4, height=56, width=84),
+        tokenizer=replace(recipe.tokenizer, rooms=3),
+        geometry=replace(recipe.geometry, frames=(2, 4), dense_frames=2),
+    )
+
+
+@pytest.mark.slow
+def test_every_stage_runs_once(recipes, tmp_path):
+    recipe = small(recipes)
+    run.run(recipe, tmp_path, show_nothing, workers=1)
+    for variant, see in run.VARIANTS.items():
+        model = load_spatial_mllm(tmp_path / variant)
+        assert (model.model.spatial_encoder is not None) == ("3d" in see)
+        visual = load_file(tmp_path / "semantics" / "visual.safetensors")
+        frozen = {name: value for name, value in model.model.visual.state_dict().items() if "merger" not in name}
+        assert all(torch.equal(value, visual[name]) for name, value in frozen.items())
+    packaged = allocentric.load(tmp_path / "package", device="cpu")
+    assert packaged.geometry is not None
+    video = write_video(tmp_path / "video.mp4", frames(6))
+    assert packaged.watch(video, 4, "space_aware", candidates=6).ask("How many chairs are in this room?", max_new_tokens=4).question
+    card = (tmp_path / "card.md").read_text()
+    assert "| macro |" in card and "nano minus blind" in card
+
+    (tmp_path / "card.md").unlink()  # the card is written every time
+    before = state(tmp_path)
+    run.run(recipe, tmp_path, show_nothing, [stage for stage in run.STAGES if stage not in ("card", "package")], workers=1)
+    assert state(tmp_path) == before
+
+
+def test_a_killed_stage_resumes_to_the_same_weights(recipes, tmp_path, monkeypatch):
+    recipe = small(recipes)
+    tiny = recipe.model["spatial_config"] | {"embed_dim": 32, "depth": 4, "num_heads": 2, "dpt_out_channels": [8] * 4, "dpt_features": 8}
+    short = replace(recipe.geometry.optimisation, steps=5, save_every=2, batch_size=1)
+    recipe = replace(recipe, model=recipe.model | {"spatial_config": tiny}, geometry=replace(recipe.geometry, optimisation=short))
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run.run(recipe, whole, show_nothing, ["rooms", "geometry"], workers=1)
+    killed.mkdir()
+    shutil.copytree(whole / "rooms", killed / "rooms")
+
+    calls, forward = [], GeometryLoss.forward
+    with monkeypatch.context() as patch:
+
+        def die(self, **clip):
+            calls.append(1)
+            if len(calls) == 4:
+                raise KeyboardInterrupt
+            return forward(self, **clip)
+
+        patch.setattr(GeometryLoss, "forward", die)
+        with pytest.raises(KeyboardInterrupt):
+            run.run(recipe, killed, show_nothing, ["geometry"])
+    assert not (killed / "geometry" / "vggt.safetensors").exists()
+    run.run(recipe, killed, show_nothing, ["geometry"])
+    expected = load_file(whole / "geometry" / "vggt.safetensors")
+    found = load_file(killed / "geometry" / "vggt.safetensors")
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    before = state(killed)
+    run.run(recipe, killed, show_nothing, ["rooms", "geometry"])
+    assert state(killed) == before
+
+
+def test_fine_tuning_runs_resumes_and_stops(recipes, tmp_path):
+    recipe = finetune.smoke(read_recipe(recipes / "spatial_mllm_v1_1.yaml"))
+    finetune.finetune(recipe, tmp_path)
+    start, data = finetune.tiny_start(tmp_path / "tiny", recipe.data)
+    first, processor = finetune.load_start(start, recipe)
+    trained = load_file(tmp_path / "model" / "model.safetensors")
+    for name, value in first.state_dict().items():
+        if name in trained:
+            moves = name.startswith(("model.language_model", "model.connector", "model.visual.merger"))
+            if not torch.equal(value, trained[name]) and name.startswith("model.connector"):
+                moves = True  # its start is random
+            assert moves or torch.equal(value, trained[name]), name
+    language = first.state_dict()["model.language_model.layers.0.mlp.up_proj.weight"]
+    assert not torch.equal(language, trained["model.language_model.layers.0.mlp.up_proj.weight"])
+
+    model = allocentric.load(tmp_path / "model", device="cpu")
+    assert model.network.config.mrope_time_step == 1 and model.processor.newline_after_vision
+    scene = model.watch(f"{data.root}/room-0/video.mp4", frames=4)
+    assert scene.ask("How many chairs are in this room?", max_new_tokens=2).frames == (0, 5, 10, 15)
+    before = state(tmp_path)
+    finetune.finetune(recipe, tmp_path)
+    assert state(tmp_path) == before
+
+    shutil.rmtree(tmp_path / "model")
+    shutil.rmtree(tmp_path / "checkpoints" / "checkpoint-3")
+    finetune.finetune(recipe, tmp_path)  # from checkpoint 2
+    again = load_file(tmp_path / "model" / "model.safetensors")
+    assert all(torch.equal(value, trained[name]) for name, value in again.items())
+
+
+def test_fine_tuning_with_adapters(recipes, tmp_path):
+    recipe = finetune.smoke(read_recipe(recipes / "spatial_mllm_v1_1_lora.yaml"))
+    finetune.finetune(recipe, tmp_path)
+    adapters = load_file(tmp_path / "adapters" / "adapter_model.safetensors")
+    parts = {"lora": sum("lora_" in name for name in adapters), "whole": sum("lora_" not in name for name in adapters)}
+    assert parts["lora"] == 2 * 7 * 2  # two matrices for each of seven linear layers in two blocks
+    assert parts["whole"] == 5 + 5  # connector and merger
+    model = allocentric.load(tmp_path / "model", device="cpu").network
+    up, down = (
+        adapters[f"base_model.model.model.language_model.layers.1.mlp.up_proj.lora_{x}.weight"] for x in "AB"
+    )
+    first = load_file(tmp_path / "tiny" / "qwen" / "model.safetensors")
+    (base,) = (value for name, value in first.items() if name.endswith("layers.1.mlp.up_proj.weight"))
+    merged = model.model.language_model.layers[1].mlp.up_proj.weight
+    assert down.abs().max() > 0
+    assert torch.allclose(merged, base + recipe.lora.alpha / recipe.lora.rank * down @ up, atol=1e-6)
+    before = state(tmp_path)
+    finetune.finetune(recipe, tmp_path)
+    assert state(tmp_path) == before
+
+
+def test_weights_that_are_not_there_are_named(recipes, tmp_path):
+    recipe = read_recipe(recipes / "spatial_mllm_v1_1.yaml")
+    with pytest.raises(ValueError, match="Qwen2.5-VL-3B-Instruct: found no such folder, expected weights to start from"):
+        finetune.finetune(recipe, tmp_path / "out")
+    assert not (tmp_path / "out" / "model").exists()
