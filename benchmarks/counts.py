@@ -13,19 +13,20 @@ from typing import Self
 
 import torch
 import tyro
-from _nano import clip, nano, prompts
-from questions import ask_one_by_one, check, never_end
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from _nano import clip, nano, prompts
 from allocentric.encoders.vggt import VGGT
 from allocentric.models.scene import Scene
+from questions import ask_one_by_one, check, never_end
 
 aten = torch.ops.aten
 # Operations whose result, or its shape, only the data determines ...
-WAITING = {aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten._unique2, aten.unique_dim, aten.equal, aten.is_nonzero}
+WAITING = {getattr(aten, name) for name in "_local_scalar_dense equal is_nonzero masked_select nonzero repeat_interleave".split()}
+WAITING |= {aten._unique2, aten.unique_dim}
 # ... and methods that may read memory directly when it is the host's already.
 READING = {getattr(Tensor, name) for name in "item tolist numpy cpu __bool__ __int__ __float__ __index__".split()}
 

@@ -2,10 +2,10 @@
 
     python benchmarks/encoder_memory.py [--frames 8 16 24 32]
 
-The baseline keeps what the published aggregator keeps: the concatenated frame and global tokens of all pairs of blocks, of which the
-connector then reads one. Both share the blocks themselves, so their last outputs must be equal bit by bit. Bytes are counted, not
-sampled: after every operation, those of all tensors made by the forward that something still refers to. Weights and the images are
-in neither. Per frame means the slope over the number of frames. 24 pairs of blocks as in VGGT-1B, at an eighth of its width.
+The baseline keeps what the published aggregator keeps: the concatenated frame and global tokens of every pair of blocks, of which
+the connector then reads one. Both share the blocks themselves, so their last outputs must be equal bit by bit. Bytes are counted,
+not sampled: after every operation, those of all tensors the forward made that something still refers to. Weights and images are in
+neither. Per frame means the slope over the number of frames. 24 pairs of blocks as in VGGT-1B, at an eighth of its width.
 """
 
 import sys
@@ -114,13 +114,15 @@ def main(frames: tuple[int, ...] = (8, 16, 24, 32)) -> None:
     except AssertionError as error:
         sys.exit(f"parity: {error}")
 
-    peaks = {name: [peak_bytes(encoder, images[:, :n]) for n in frames] for name, encoder in (("published", published), ("ours", ours))}
-    slopes = {name: slope(list(frames), values) for name, values in peaks.items()}
-    print(f"{CONFIG['depth']} pairs of blocks, width {CONFIG['embed_dim']}, float32, {HEIGHT}x{WIDTH} pixels; outputs equal bit by bit")
+    depth, width = CONFIG["depth"], CONFIG["embed_dim"]
+    print(f"{depth} pairs of blocks, width {width}, float32, {HEIGHT}x{WIDTH} pixels; outputs equal bit by bit")
     print(f"{'peak MB at frames':<28}" + "".join(f"{n:>8}" for n in frames) + f"{'MB/frame':>11}")
-    for name, label in (("published", "all layers kept (published)"), ("ours", "only the layer read")):
-        print(f"{label:<28}" + "".join(f"{peak / 1e6:>8.1f}" for peak in peaks[name]) + f"{slopes[name] / 1e6:>11.3f}")
-    print(f"ratio {slopes['published'] / slopes['ours']:.1f}x")
+    slopes = []
+    for label, encoder in (("all layers kept (published)", published), ("only the layer read", ours)):
+        peaks = [peak_bytes(encoder, images[:, :n]) for n in frames]
+        slopes.append(slope(list(frames), peaks))
+        print(f"{label:<28}" + "".join(f"{peak / 1e6:>8.1f}" for peak in peaks) + f"{slopes[-1] / 1e6:>11.3f}")
+    print(f"ratio {slopes[0] / slopes[1]:.1f}x")
 
 
 if __name__ == "__main__":

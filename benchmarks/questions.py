@@ -14,9 +14,9 @@ import time
 
 import torch
 import tyro
-from _nano import clip, nano, prompts
 from torch import Tensor
 
+from _nano import clip, nano, prompts
 from allocentric.models.processor import SpatialMLLMProcessor
 from allocentric.models.scene import Scene
 from allocentric.models.spatial_mllm import SpatialMLLMForConditionalGeneration
@@ -66,7 +66,9 @@ def check(
     other = Views(views.frames.flip(0))
     seen = (Scene.encode(model, processor, other).first_logits(questions) - first).abs().amax(1) / scale
     asked = torch.pdist(first).min() / scale
-    assert min(seen.min(), asked) > 10 * TOLERANCE, f"logits hardly depend on the video ({seen.min():.1e}) or question ({asked:.1e})"
+    assert min(seen.min(), asked) > 10 * TOLERANCE, (
+        f"logits hardly depend on the video ({seen.min():.1e}) or question ({asked:.1e})"
+    )
 
     clear = 0
     for answer, written, steps in zip(scene.ask(questions, new_tokens), tokens, logits, strict=True):
@@ -110,7 +112,8 @@ def main(frames: int = 16, new_tokens: int = 4, rounds: int = 5) -> None:
     ratios = [p / (e + a) for p, e, a in zip(*seconds.values(), strict=True)]
     published, encode, ask = (statistics.median(values) for values in seconds.values())
     n = len(questions)
-    print(f"{n} questions, {frames} frames, {new_tokens} tokens each; first logits within {difference:.0e}, {clear} of {n} answers clear of ties, equal")
+    print(f"{n} questions, {frames} frames, {new_tokens} tokens each")
+    print(f"first logits within {difference:.0e}; {clear} of {n} answers clear of ties, and equal")
     print(f"{'path':<38}{'seconds':>9}{'questions/s':>13}")
     print(f"{'encode for every question (published)':<38}{published:>9.2f}{n / published:>13.1f}")
     print(f"{'encode once (Scene)':<38}{encode + ask:>9.2f}{n / (encode + ask):>13.1f}")

@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 
 import tyro
+
 from _nano import SHIPPED, nano
 
 STEPS = {

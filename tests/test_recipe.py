@@ -85,7 +85,7 @@ def test_a_number_without_a_point_is_a_number(recipes, tmp_path):
 def test_a_start_is_a_checkpoint_or_two_parts(recipes, tmp_path):
     keys = yaml.safe_load((recipes / "spatial_mllm_v1_1.yaml").read_text())
     for start in ({"qwen": "q"}, {"checkpoint": "c", "qwen": "q", "vggt": "v"}, {}):
-        with pytest.raises(ValueError, match="start: start: found .*expected `checkpoint` alone, or `qwen` and `vggt`"):
+        with pytest.raises(ValueError, match=r"start: start: found .*expected `checkpoint` alone, or `qwen` and `vggt`"):
             read_recipe(write(tmp_path / "a.yaml", keys | {"start": start}))
 
 
@@ -93,7 +93,7 @@ def test_optimisation_becomes_the_trainers_arguments(tmp_path):
     steps = Optimisation(batch_size=3, learning_rate=1e-3, steps=7, accumulate=2, warmup=0.25, clip=0.5).arguments(tmp_path)
     assert (steps.max_steps, steps.per_device_train_batch_size, steps.gradient_accumulation_steps) == (7, 3, 2)
     assert (steps.max_grad_norm, steps.get_warmup_steps(8)) == (0.5, 2)
-    epochs = Optimisation(batch_size=1, learning_rate=1e-3, epochs=2).arguments(tmp_path)
+    epochs = Optimisation(batch_size=1, learning_rate=1e-3, epochs=2.0).arguments(tmp_path)
     assert (epochs.max_steps, epochs.num_train_epochs) == (-1, 2)
 
 
@@ -183,7 +183,7 @@ def test_every_stage_runs_once(recipes, tmp_path):
 
 def test_a_killed_stage_resumes_to_the_same_weights(recipes, tmp_path, monkeypatch):
     recipe = small(recipes)
-    tiny = recipe.model["spatial_config"] | {"embed_dim": 32, "depth": 4, "num_heads": 2, "dpt_out_channels": [8] * 4, "dpt_features": 8}
+    tiny = recipe.model["spatial_config"] | {"embed_dim": 32, "num_heads": 2, "dpt_out_channels": [8] * 4, "dpt_features": 8}
     short = replace(recipe.geometry.optimisation, steps=5, save_every=2, batch_size=1)
     recipe = replace(recipe, model=recipe.model | {"spatial_config": tiny}, geometry=replace(recipe.geometry, optimisation=short))
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -217,7 +217,7 @@ def test_fine_tuning_runs_resumes_and_stops(recipes, tmp_path):
     recipe = finetune.smoke(read_recipe(recipes / "spatial_mllm_v1_1.yaml"))
     finetune.finetune(recipe, tmp_path)
     start, data = finetune.tiny_start(tmp_path / "tiny", recipe.data)
-    first, processor = finetune.load_start(start, recipe)
+    first, _ = finetune.load_start(start, recipe)
     trained = load_file(tmp_path / "model" / "model.safetensors")
     for name, value in first.state_dict().items():
         if name in trained:
@@ -266,6 +266,6 @@ def test_fine_tuning_with_adapters(recipes, tmp_path):
 
 def test_weights_that_are_not_there_are_named(recipes, tmp_path):
     recipe = read_recipe(recipes / "spatial_mllm_v1_1.yaml")
-    with pytest.raises(ValueError, match="Qwen2.5-VL-3B-Instruct: found no such folder, expected weights to start from"):
+    with pytest.raises(ValueError, match=r"Qwen2\.5-VL-3B-Instruct: found no such folder, expected weights to start from"):
         finetune.finetune(recipe, tmp_path / "out")
     assert not (tmp_path / "out" / "model").exists()

@@ -398,7 +398,7 @@ def test_adapters_train_alone_with_the_parts_named_and_survive_saving(processor,
     assert {group["initial_lr"] for group in run.optimizer.param_groups} == {1e-2, 1e-3}
 
     trained = run.compute_loss(model, collator(data)).item()
-    assert trained < 0.9 * expected
+    assert trained < expected - 0.1
     model.save_pretrained(tmp_path / "adapters")
     again = PeftModel.from_pretrained(new_model(processor), tmp_path / "adapters")
     saved = model.state_dict()

@@ -34,13 +34,11 @@ def ask(
 
     allo ask kitchen.mp4 "How many chairs are in this room?" "What is the size of this room (in square meters)?"
     """
-    import allocentric
-
     if not questions:
         raise ValueError('questions: found none, expected at least one: allo ask room.mp4 "How many chairs are in this room?"')
     _must_exist(source)
     with console.status("loading the model"):
-        loaded = allocentric.load(model, processor, geometry)
+        loaded = _load(model, processor, geometry)
     with console.status(f"looking at {source}"):
         scene = loaded.watch(source, frames, sampling)
         answers = scene.ask(list(questions))
@@ -68,7 +66,6 @@ def sample(
 
     allo sample kitchen.mp4 -k 16 --out kitchen.png
     """
-    import allocentric
     from allocentric.readers import layout_of
     from allocentric.sampling import sample as choose
     from allocentric.view.contact_sheet import contact_sheet
@@ -76,7 +73,7 @@ def sample(
     _must_exist(source)
     vggt, width = None, 518
     if sampling == "space_aware" and layout_of(source) != "rgbd":
-        loaded = allocentric.load(model, geometry=geometry)
+        loaded = _load(model, geometry=geometry)
         vggt, width = loaded.geometry, loaded.geometry_width
     selection, views = choose(source, k, sampling, mode, candidates, vggt, width=width)
     contact_sheet(views, selection, title=Path(source).name).save(out)
@@ -104,6 +101,7 @@ def info(
     """
     from allocentric.info import describe
 
+    _no_bars()
     facts = describe(what)
     if json:
         _print_json(facts)
@@ -172,12 +170,11 @@ def evaluate(
 
     allo eval rooms --count 200
     """
-    import allocentric
     from allocentric.evaluate.rooms import ask_rooms, read_rows, room_questions, summary
     from allocentric.models.scene import weights_id
     from allocentric.train.shards import RoomShards, RoomsSpec, write_rooms
 
-    loaded = allocentric.load(model)
+    loaded = _load(model)
     spec = RoomsSpec(count, seed, style)
     folder = out / f"rooms-{style}-{seed}"
     show_progress("rooms", write_rooms(folder, spec))
@@ -219,10 +216,25 @@ COMMANDS = {
 def show_progress(name: str, steps: Iterable[tuple[int, int]]) -> None:
     """Run through `steps` of (done, total) with a progress bar."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(name, total=None)
         for done, total in steps:
             bar.update(task, completed=done, total=total)
+
+
+def _load(model: str | None, processor: str | None = None, geometry: str | None = None):
+    """`allocentric.load`, without transformers' progress bars where there is nothing to download."""
+    import allocentric
+
+    if model is None or Path(model).is_dir():
+        _no_bars()
+    return allocentric.load(model, processor, geometry)
+
+
+def _no_bars() -> None:
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 def _must_exist(path: Path) -> None:

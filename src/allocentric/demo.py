@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from allocentric.evaluate.rooms import base_task
@@ -32,7 +33,7 @@ def run_demo(out: Path, seed: int, console: Console) -> None:
     start = time.perf_counter()
     folder = out / "room"
     with console.status("building and filming a room nobody trained on"):
-        write_video(seed, folder)
+        write_video(seed, folder, height=256, width=320)
     scene, video = load_scene(folder), folder / "video.mp4"
     with console.status("loading nano"):
         model = load()
@@ -49,7 +50,7 @@ def run_demo(out: Path, seed: int, console: Console) -> None:
     for question, answer in zip(questions, answers, strict=True):
         score = VSI_TASKS[base_task(question.task)].score(question, answer.text)
         text = "\n".join((question.text, *question.options))
-        table.add_row(question.task.removeprefix("object_"), text, answer.text, question.answer, f"{score:.1f}")
+        table.add_row(question.task.removeprefix("object_"), escape(text), escape(answer.text), question.answer, f"{score:.1f}")
     Console().print(table)
     print(f"video: {video}   chosen frames: {out / 'frames.png'}   map: {out / 'map.png'}")
     print(f"{len(scene.objects)} objects, {scene.room_area:.1f} square metres; {time.perf_counter() - start:.0f} s in all")

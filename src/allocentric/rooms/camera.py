@@ -123,12 +123,12 @@ def _look_across(
     outer = np.hypot(*(places - middle).T)
     outer = (outer / max(outer.max(), 1e-6)) ** 6
     pick = rng.choice(len(cells), p=outer / outer.sum())
-    stops, reach = [tuple(cells[pick])], rng.uniform(0.6, 2.2)
+    stops, reach = [tuple(cells[pick].tolist())], rng.uniform(0.6, 2.2)
     for _ in range(2):
         away = np.hypot(*(cells - cells[pick]).T) * CELL
         chance = np.exp(-(((away - reach / 2) / 0.35) ** 2)) * outer + 1e-9
         pick = rng.choice(len(cells), p=chance / chance.sum())
-        stops.append(tuple(cells[pick]))
+        stops.append(tuple(cells[pick].tolist()))
     path = _path(free, np.ones_like(depth), stops)
     points = _smooth(origin + (path[:, ::-1] + 0.5) * CELL, free, origin)
     along = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(points, axis=0).T))])
