@@ -44,7 +44,7 @@ def run_demo(out: Path, seed: int, console: Console) -> None:
     with console.status("watching and asking"):
         watched = model.watch(video, FRAMES)
         questions = one_of_each(make_questions(scene, np.random.default_rng(seed), per_task=1))
-        answers = watched.ask([VSI_TASKS[base_task(q.task)].prompt(q) for q in questions], max_new_tokens=16)
+        answers = watched.ask([VSI_TASKS[base_task(q.task)].prompt(q) for q in questions], max_new_tokens=96)
 
     table = Table("type", "question", "answer", "truth", "score", show_lines=True)
     for question, answer in zip(questions, answers, strict=True):

@@ -62,7 +62,7 @@ def ask_rooms(
         for index, asked in enumerate(questions):
             if index not in done and asked:
                 scene = unseen or Scene.encode(model, processor, room_views(shards, index))
-                answers = scene.ask([VSI_TASKS[base_task(q.task)].prompt(q) for q in asked], max_new_tokens=16)
+                answers = scene.ask([VSI_TASKS[base_task(q.task)].prompt(q) for q in asked], max_new_tokens=96)
                 rows = [row_of(index, question, answer.text) for question, answer in zip(asked, answers, strict=True)]
                 file.write("".join(json.dumps(asdict(row)) + "\n" for row in rows))
                 file.flush()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from allocentric.answer import Answer
+from allocentric.answer import Answer, split_notes
 from allocentric.models.processor import SpatialMLLMProcessor
 from allocentric.readers import Source
 from allocentric.sampling import points_from_depth, points_from_vggt, sample, space_aware, uniform
@@ -186,8 +186,8 @@ class Scene:
             positions = positions + 1
         texts = self.processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         return [
-            Answer(text.strip(), question, sum(p) / len(p) if p else 0.0, self.frames)
-            for text, question, p in zip(texts, questions, probabilities, strict=True)
+            Answer(answer, question, sum(p) / len(p) if p else 0.0, self.frames, notes)
+            for (notes, answer), question, p in zip(map(split_notes, texts), questions, probabilities, strict=True)
         ]
 
     @property

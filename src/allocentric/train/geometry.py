@@ -138,7 +138,7 @@ def pose_error(predicted: Float[Tensor, "b s 9"], target: Float[Tensor, "b s 9"]
 
 @torch.no_grad()
 def geometry_errors(vggt: VGGT, shards: RoomShards, rooms: int) -> dict[str, float]:
-    """Median errors on whole clips: depth and points in metres, camera place in metres, rotation in degrees (without first frames)."""
+    """Median errors on whole clips: metres of depth, points and camera place, degrees of rotation (first frames left out)."""
     found: dict[str, list[Tensor]] = {"depth (m)": [], "point (m)": [], "camera place (m)": [], "camera rotation (deg)": []}
     for index in range(rooms):
         clip = clip_tensors(shards[index])

@@ -104,12 +104,13 @@ class SemanticsStage:
 
 @dataclass(frozen=True)
 class SFTStage:
-    """Questions about rooms: `questions` per room and step, drawn from `tasks` by weight."""
+    """Questions about rooms: `questions` per room and step, drawn from `tasks` by weight; `think` teaches notes before answers."""
 
     questions: int
     tasks: dict[str, float]
     learning_rates: dict[str, float]
     optimisation: Optimisation
+    think: bool = False
 
 
 @dataclass(frozen=True)

@@ -10,20 +10,26 @@ from torch.utils.data import Dataset
 from allocentric.models.processor import SpatialMLLMProcessor
 from allocentric.scenes import AnnotatedScene
 from allocentric.tasks.base import Task
+from allocentric.tasks.notes import with_notes
 from allocentric.train.features import RoomFeatures
 from allocentric.train.sft import Turn, pack
 from allocentric.train.shards import random_generator
 
 
-def draw_turns(scene: AnnotatedScene, tasks: Mapping[str, tuple[Task, float]], count: int, rng: np.random.Generator) -> list[Turn]:
-    """At most `count` questions; tasks are drawn by weight among those that can ask something here."""
+def draw_turns(
+    scene: AnnotatedScene, tasks: Mapping[str, tuple[Task, float]], count: int, rng: np.random.Generator, think: bool = False
+) -> list[Turn]:
+    """At most `count` questions; tasks are drawn by weight among those that can ask something here.
+
+    `think` puts notes before the answers (`tasks.notes`).
+    """
     made = {name: (list(task.make(scene, rng, count)), weight) for name, (task, weight) in tasks.items()}
     turns: list[Turn] = []
     while len(turns) < count and (open_ := [(name, weight) for name, (questions, weight) in made.items() if questions]):
         weights = np.array([weight for _, weight in open_])
         name = open_[rng.choice(len(open_), p=weights / weights.sum())][0]
         question = made[name][0].pop()
-        turns.append(Turn(tasks[name][0].prompt(question), question.answer))
+        turns.append(Turn(tasks[name][0].prompt(question), with_notes(scene, question) if think else question.answer))
     return turns
 
 
@@ -41,17 +47,18 @@ class RoomQuestions(Dataset):
         questions: int,
         grid: tuple[int, int, int],
         see: tuple[str, ...],
+        think: bool = False,
     ):
         self.features, self.processor = features, processor
         self.tasks, self.questions = tasks, questions
-        self.grid, self.see = grid, see
+        self.grid, self.see, self.think = grid, see, think
 
     def __len__(self) -> int:
         return len(self.features)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         scene, features = self.features[index]
-        turns = draw_turns(scene, self.tasks, self.questions, random_generator())
+        turns = draw_turns(scene, self.tasks, self.questions, random_generator(), self.think)
         seen = [len(features["2d"])] if self.see else []
         example = pack(self.processor, seen, turns)
         if self.see:

@@ -12,10 +12,12 @@ from torch import nn
 from transformers import Qwen2VLImageProcessor, Qwen2VLVideoProcessor, Trainer, set_seed
 
 from allocentric import rooms
+from allocentric.answer import END_THINK, THINK
 from allocentric.encoders.vggt import VGGT, VGGTConfig
 from allocentric.models.processor import SYSTEM, SpatialMLLMProcessor
 from allocentric.models.spatial_mllm import SpatialMLLMConfig, SpatialMLLMForConditionalGeneration, SpatialMLLMModel
 from allocentric.tasks import TRAINING_TASKS
+from allocentric.tasks.notes import number_words
 from allocentric.tasks.object_position import ANSWER_FORM
 from allocentric.train.card import CardPlan, export, make_card
 from allocentric.train.features import RoomFeatures, write_features
@@ -28,7 +30,7 @@ from allocentric.train.shards import SHARD_SIZE, RoomShards, random_generator, w
 from allocentric.train.tokenizer import fixed_phrases, train_tokenizer
 
 # Parts of every prompt, each one token of the trained tokenizer.
-CHAT_PHRASES = (SYSTEM, "system\n", "user\n", "assistant\n", "Options:", "\nA.", "\nB.", "\nC.", "\nD.", ANSWER_FORM)
+CHAT_PHRASES = (SYSTEM, "system\n", "user\n", "assistant\n", THINK, END_THINK, ANSWER_FORM, "Options:", "\nA.", "\nB.", "\nC.", "\nD.")
 
 Progress = Callable[[str, Iterable[tuple[int, int]]], None]
 
@@ -88,9 +90,11 @@ def make_tokenizer(recipe: Recipe, out: Path) -> None:
     set_seed(0)
     shards = training_rooms(recipe, out)
     tasks = {name: (task, 1.0) for name, task in TRAINING_TASKS.items()}
-    turns = [t for i in range(recipe.tokenizer.rooms) for t in draw_turns(shards[i].scene, tasks, 24, random_generator())]
-    texts = [text for turn in turns for text in (turn.prompt, turn.answer)] + [f"{SYSTEM} system user assistant"] * 50
-    tokenizer = train_tokenizer(texts, recipe.tokenizer.vocab_size, [*CHAT_PHRASES, *fixed_phrases(texts, rooms.LABELS)])
+    scenes = (shards[i].scene for i in range(recipe.tokenizer.rooms))
+    turns = [turn for scene in scenes for turn in draw_turns(scene, tasks, 24, random_generator(), recipe.sft.think)]
+    texts = [text for turn in turns for text in (turn.prompt, turn.answer)]
+    phrases = [*CHAT_PHRASES, *number_words(), *fixed_phrases(texts, rooms.LABELS)]
+    tokenizer = train_tokenizer(texts, recipe.tokenizer.vocab_size, phrases)
     vision = SpatialMLLMConfig(**recipe.model).vision_config
     area = recipe.rooms.height * recipe.rooms.width
     patches = {
@@ -201,7 +205,7 @@ def train_sft(recipe: Recipe, out: Path, variant: str) -> None:
         recipe.rooms.height // vision.patch_size,
         recipe.rooms.width // vision.patch_size,
     )
-    dataset = RoomQuestions(features, processor, tasks, stage.questions, grid, see)
+    dataset = RoomQuestions(features, processor, tasks, stage.questions, grid, see, stage.think)
     rates = {name: rate for name, rate in stage.learning_rates.items() if see or "language_model" in name}
     if "3d" not in see:
         rates.pop("model.connector", None)
