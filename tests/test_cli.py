@@ -129,7 +129,13 @@ def test_ask_as_json(allo, video, nano):
     found = json.loads(out)
     assert code == 0 and (found["source"], found["model"]) == (str(video), str(nano))
     assert found["answers"] == [
-        {"text": answer.text, "question": answer.question, "confidence": pytest.approx(answer.confidence), "frames": [0, 3, 6, 9]}
+        {
+            "text": answer.text,
+            "question": answer.question,
+            "confidence": pytest.approx(answer.confidence),
+            "frames": [0, 3, 6, 9],
+            "notes": "",
+        }
     ]
 
 

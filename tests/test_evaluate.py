@@ -105,6 +105,7 @@ def test_the_constant_answer_is_the_best_single_one():
     found = constant_rows(train, [[number("object_counting", "4"), choice("B")], [choice("C")]])
     assert [(row.room, row.prediction) for row in found] == [(0, "5"), (0, "B"), (1, "B")]
     assert [row.score for row in found] == pytest.approx([0.6, 1.0, 0.0])
+    assert [row.score for row in constant_rows(train[:5], [[choice("C")]])] == [0.0]  # never asked in training
 
 
 def test_chance_knows_the_number_of_options():
@@ -160,7 +161,7 @@ def test_every_question_is_asked_of_its_own_room(answered, model, processor, sha
     views = room_views(shards, 1)
     assert torch.equal(views.frames[2], torch.from_numpy(shards[1].frames[2].copy()).permute(2, 0, 1))
     assert views.depth is None and views.camera_to_world is None
-    answer = Scene.encode(model, processor, views).ask(task.prompt(question), max_new_tokens=16)
+    answer = Scene.encode(model, processor, views).ask(task.prompt(question), max_new_tokens=96)
     assert found[5].prediction == answer.text
     assert found[5].score == task.score(question, answer.text)
 

@@ -163,7 +163,10 @@ def summary(rows: Sequence[Row]) -> dict[str, float]:
 
 
 def constant_rows(train: Sequence[Question], asked: Sequence[Sequence[Question]]) -> list[Row]:
-    """Always the best single answer per question type, chosen on training questions ("most frequent" in VSI-Bench)."""
+    """Always the best single answer per question type, chosen on training questions ("most frequent" in VSI-Bench).
+
+    A type that is not among them is answered with nothing.
+    """
     by_type: dict[str, list[Question]] = {}
     for question in train:
         by_type.setdefault(question.task, []).append(question)
@@ -173,7 +176,7 @@ def constant_rows(train: Sequence[Question], asked: Sequence[Sequence[Question]]
         candidates = {question.answer for question in questions}
         some = questions[:400]
         best[name] = max(sorted(candidates), key=lambda answer: sum(task.score(question, answer) for question in some))
-    return [row_of(room, q, best[q.task]) for room, questions in enumerate(asked) for q in questions]
+    return [row_of(room, q, best.get(q.task, "")) for room, questions in enumerate(asked) for q in questions]
 
 
 def chance_rows(asked: Sequence[Sequence[Question]]) -> list[Row]:

@@ -30,7 +30,8 @@ from allocentric.train.shards import SHARD_SIZE, RoomShards, random_generator, w
 from allocentric.train.tokenizer import fixed_phrases, train_tokenizer
 
 # Parts of every prompt, each one token of the trained tokenizer.
-CHAT_PHRASES = (SYSTEM, "system\n", "user\n", "assistant\n", THINK, END_THINK, ANSWER_FORM, "Options:", "\nA.", "\nB.", "\nC.", "\nD.")
+CHAT_PHRASES = (SYSTEM, "system\n", "user\n", "assistant\n", THINK, END_THINK, ANSWER_FORM)
+OPTION_PHRASES = ("Options:", "\nA.", "\nB.", "\nC.", "\nD.")
 
 Progress = Callable[[str, Iterable[tuple[int, int]]], None]
 
@@ -93,7 +94,7 @@ def make_tokenizer(recipe: Recipe, out: Path) -> None:
     scenes = (shards[i].scene for i in range(recipe.tokenizer.rooms))
     turns = [turn for scene in scenes for turn in draw_turns(scene, tasks, 24, random_generator(), recipe.sft.think)]
     texts = [text for turn in turns for text in (turn.prompt, turn.answer)]
-    phrases = [*CHAT_PHRASES, *number_words(), *fixed_phrases(texts, rooms.LABELS)]
+    phrases = [*CHAT_PHRASES, *OPTION_PHRASES, *number_words(), *fixed_phrases(texts, rooms.LABELS)]
     tokenizer = train_tokenizer(texts, recipe.tokenizer.vocab_size, phrases)
     vision = SpatialMLLMConfig(**recipe.model).vision_config
     area = recipe.rooms.height * recipe.rooms.width

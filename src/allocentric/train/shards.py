@@ -174,5 +174,8 @@ def mirror_scene(scene: AnnotatedScene) -> AnnotatedScene:
 
 
 def random_generator() -> np.random.Generator:
-    """A numpy generator seeded from torch's, which the Trainer seeds, saves and restores: resumed runs draw the same numbers."""
+    """A numpy generator seeded from torch's, which the Trainer seeds: two runs of a recipe draw the same numbers.
+
+    A resumed run draws others, equally good, from where it resumes: its data loader had drawn ahead of the checkpoint.
+    """
     return np.random.default_rng(int(torch.randint(2**31, (1,))))
