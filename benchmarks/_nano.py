@@ -19,13 +19,15 @@ RECIPE = Path(__file__).parents[1] / "recipes" / "nano.yaml"
 SHIPPED = Path(allocentric.__file__).parent / "nano"
 HEIGHT, WIDTH = 112, 140  # pixels; what nano is trained at
 
-DIRECTION = (
-    "If I am standing by the {} and facing the {}, is the {} to my {}? The directions refer to the quadrants of a Cartesian "
-    "plane (if I am standing at the origin and facing along the positive y-axis)."
+DIRECTION = "If I am standing by the {} and facing the {}, is the {} to {}"
+MEDIUM = "my left, right, or back?\nAn object is to my back if I would have to turn at least 135 degrees in order to face it."
+HARD = (
+    "my front-left, front-right, back-left, or back-right?\nThe directions refer to the quadrants of a Cartesian plane (if I am "
+    "standing at the origin and facing along the positive y-axis)."
 )
 ROUTE = (
-    "You are a robot beginning at the {} facing the {}. You want to navigate to the {}. You will perform the following actions "
-    "(Note: for each [please fill in], choose either 'turn back,' 'turn left,' or 'turn right.'): {} You have reached the final "
+    "You are a robot beginning at the {} and facing the {}. You want to navigate to the {}. You will perform the following actions "
+    "(Note: for each [please fill in], choose either 'turn back,' 'turn left,' or 'turn right.'): {}. You have reached the final "
     "destination."
 )
 DISTANCE = "Measuring from the closest point of each object, what is the distance between the {} and the {} (in meters)?"
@@ -44,25 +46,25 @@ ASKED = [
     (DISTANCE.format("washing machine", "door"),),
     (SIZE.format("table"),),
     (SIZE.format("bookshelf"),),
-    ("What is the size of this room (in square meters)? If multiple rooms are shown, estimate the size of the combined space.",),
+    ("What is the size of this room (in square meters)? \nIf multiple rooms are shown, estimate the size of the combined space.",),
     (CLOSEST.format("chair, stool, lamp, sofa", "television"), "chair", "stool", "lamp", "sofa"),
     (CLOSEST.format("bed, plant, desk, door", "window"), "bed", "plant", "desk", "door"),
-    (DIRECTION.format("bed", "door", "lamp", "left or right"), "left", "right"),
-    (DIRECTION.format("table", "sofa", "plant", "left, right, or back"), "left", "right", "back"),
+    (DIRECTION.format("bed", "door", "lamp", "the left or the right of the door?"), "left", "right"),
+    (DIRECTION.format("table", "sofa", "plant", MEDIUM), "left", "right", "back"),
     (
-        DIRECTION.format("sink", "oven", "chair", "front-left, front-right, back-left, or back-right"),
+        DIRECTION.format("sink", "oven", "chair", HARD),
         "front-left", "front-right", "back-left", "back-right",
     ),
     (ORDER.format("sofa, plant, lamp, door"), "sofa, plant, lamp, door", "door, lamp, plant, sofa", "lamp, sofa, door, plant"),
     (ORDER.format("bed, chair, desk, window"), "desk, bed, chair, window", "bed, desk, window, chair", "chair, window, bed, desk"),
     (
-        ROUTE.format("door", "bed", "desk", "1. Go forward until the bed 2. [please fill in] 3. Go forward until the desk."),
+        ROUTE.format("door", "bed", "desk", "1. Go forward until the bed 2. [please fill in] 3. Go forward until the desk"),
         "Turn Left", "Turn Right", "Turn Back",
     ),
     (
         ROUTE.format(
             "sofa", "television", "sink",
-            "1. [please fill in] 2. Go forward until the table 3. [please fill in] 4. Go forward until the sink.",
+            "1. [please fill in] 2. Go forward until the table 3. [please fill in] 4. Go forward until the sink",
         ),
         "Turn Back, Turn Left", "Turn Right, Turn Left", "Turn Left, Turn Right",
     ),
