@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +71,8 @@ def write_rooms(folder: Path, spec: RoomsSpec, workers: int = 2) -> Iterator[tup
     yield done, spec.count
     if not missing:
         return
-    with ProcessPoolExecutor(workers) as pool:
+    # Not forked: a child forked from a process that has run torch on several threads can wait for them for ever.
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
         jobs = {pool.submit(_write_shard, folder, spec, i, rooms): rooms for i, rooms in missing.items()}
         for job in as_completed(jobs):
             job.result()
