@@ -1,6 +1,7 @@
 """Rooms on disk: what is written is what was rendered, a killed run continues, and a mirrored room is a true room."""
 
 import json
+import multiprocessing
 import os
 import shutil
 from concurrent.futures.process import BrokenProcessPool
@@ -58,6 +59,8 @@ def stand_in(seed: int, frames: int, height: int, width: int, style: str):
 def quick(monkeypatch):
     monkeypatch.setattr(rooms, "generate", stand_in)
     monkeypatch.setattr(module, "SHARD_SIZE", 2)
+    fork = multiprocessing.get_context("fork")  # so that the workers see these stand-ins too
+    monkeypatch.setattr(module, "get_context", lambda _: fork)
 
 
 def spec(count: int, **changes) -> RoomsSpec:
