@@ -73,7 +73,7 @@ ASKED = [
 
 
 def prompts() -> list[str]:
-    """Eighteen prompts in VSI-Bench's words, of 20 to 120 words, all eight question types among them."""
+    """Eighteen prompts in VSI-Bench's words, of 23 to 98 words, all eight question types among them."""
     questions = [
         Question("", "", text, tuple(f"{letter}. {option}" for letter, option in zip("ABCD", options, strict=False)), "")
         for text, *options in ASKED

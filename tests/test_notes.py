@@ -2,13 +2,16 @@
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from allocentric.answer import split_notes
 from allocentric.geometry.boxes import Box3D
 from allocentric.scenes import AnnotatedScene, SceneObject
-from allocentric.tasks import VSI_TASKS
+from allocentric.tasks import TRAINING_TASKS, VSI_TASKS
 from allocentric.tasks.base import Question
 from allocentric.tasks.notes import notes, number_words, with_notes
+from allocentric.train.numbers import number_features
 
 
 def thing(number: int, label: str, x: float, y: float, size=(1.0, 0.5, 0.4)) -> SceneObject:
@@ -54,9 +57,37 @@ def test_notes_and_answer_come_apart_again(scene):
     assert split_notes("<think>on and on") == ("on and on", "")
 
 
-def test_numbers_of_notes_are_words(scene):
-    words = set(number_words())
-    assert {" 0.0", " -9.9", " 9.9", " -0.1"} <= words and " -0.0" not in words and len(words) == 199
+def test_numbers_of_notes_and_answers_are_words():
+    words = number_words()
+    assert {" 0.0", " -9.9", " 9.9", " -0.1", "0.0", "49.9", "0", "399"} <= set(words) and " -0.0" not in words
+    assert len(words) == 199 + 500 + 400 and all(float(word) == value for word, value in words.items())
+
+
+def test_near_numbers_start_alike():
+    values = list(number_words().values())
+    rows = number_features(values, 256, 0.02)
+    assert torch.equal(rows, number_features(values, 256, 0.02))
+    assert float(rows.std()) == pytest.approx(0.02, rel=0.05)
+    row = {value: rows[i] for i, value in enumerate(values[:199])}
+    like = lambda a, b: float(nn.functional.cosine_similarity(row[a], row[b], dim=0))  # noqa: E731
+    assert like(1.0, 1.1) > 0.9 > like(1.0, 1.5) > like(1.0, 4.0) and like(-1.0, 1.0) < 0.5
+    whole = {value: rows[699 + i] for i, value in enumerate(values[699:])}
+    near = nn.functional.cosine_similarity(whole[150.0], whole[160.0], dim=0)
+    assert near > nn.functional.cosine_similarity(whole[150.0], whole[300.0], dim=0)
+
+
+def test_an_inventory_lists_what_is_there_and_is_scored_by_it(scene):
+    task = TRAINING_TASKS["inventory"]
+    answers = {q.text: q.answer for q in task.make(scene, np.random.default_rng(0), 5)}
+    places = "chair -3.0 2.0, chair 2.0 1.0, sofa 0.0 3.0, stove 2.0 0.0"
+    assert sorted(answers.values()) == sorted([places, "sofa 1.0 0.5 0.4, stove 1.0 0.5 0.4", "sofa 3, stove 0"])
+    question = next(q for q in task.make(scene, np.random.default_rng(0), 5) if q.answer == places)
+    assert task.score(question, places) == pytest.approx(1)
+    assert task.score(question, "stove 2.0 0.0, chair 2.0 1.0, sofa 0.0 3.0, chair -3.0 2.0") == pytest.approx(1)
+    assert task.score(question, "sofa 0.0 2.0") == pytest.approx(2 * np.exp(-1) / 5)
+    assert task.score(question, places + ", bed 1.0 1.0") == pytest.approx(8 / 9)
+    assert task.score(question, "sofa 1") == task.score(question, "") == task.score(question, "a, b 3, ,") == 0
+    assert len(task.make(scene, np.random.default_rng(0), 2)) == 2
 
 
 def test_the_answer_behind_notes_is_scored():

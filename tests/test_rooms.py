@@ -200,7 +200,7 @@ def test_bad_scene_files_are_named(tmp_path):
 def test_models_style_says_what_to_install(tmp_path):
     from allocentric.rooms.models import model_catalog
 
-    with pytest.raises(ValueError, match="apt-get install sweethome3d-furniture"):
+    with pytest.raises(FileNotFoundError, match="apt-get install sweethome3d-furniture"):
         model_catalog(tmp_path)
 
 

@@ -20,14 +20,16 @@ from allocentric.train.geometry import (
     CONFIDENCE_WEIGHT,
     GeometricRooms,
     GeometryLoss,
+    PatchGuidance,
     clip_tensors,
     collate_clips,
     confident_regression,
     gradient_loss,
+    patch_matches,
     pose_error,
 )
 from allocentric.train.room_questions import RoomQuestions, draw_turns
-from allocentric.train.semantics import TokenClassifier, augment_colour, token_categories
+from allocentric.train.semantics import POINTS, TokenClassifier, augment_colour, point_categories, token_categories
 from allocentric.train.sft import collate, pack
 from allocentric.train.shards import RoomSample, mirror
 from test_sft import TURNS, example, new_model, processor, trainer  # noqa: F401  (a fixture)
@@ -238,6 +240,60 @@ def test_the_loss_reaches_every_part_of_vggt(clip):
     assert without == []
 
 
+def test_patches_match_where_they_show_the_same_place(clip):
+    """Against a count by hand: unproject each patch's centre, move it into the other frame, look which patch it falls into."""
+    depth, poses, k = clip["depth"][0], clip["camera_to_first"][0], clip["intrinsics"][0]
+    middle = slice(7, None, 14)
+    points = unproject_depth(clip["depth"], clip["intrinsics"], clip["camera_to_first"], fill=0.0)[:, :, middle, middle]
+    valid = clip["depth"][:, :, middle, middle].flatten(2) > 0
+    matches = patch_matches(points.flatten(2, 3), valid, clip["depth"], clip["camera_to_first"], clip["intrinsics"], 14)[0]
+    rows, columns = points.shape[2:4]
+    frames, found = len(depth), 0
+    for i in range(frames):
+        for patch in range(rows * columns):
+            v, u = 7 + 14 * (patch // columns), 7 + 14 * (patch % columns)
+            z = depth[i, v, u]
+            ray = torch.stack([(u + 0.5 - k[i, 0, 2]) / k[i, 0, 0], (v + 0.5 - k[i, 1, 2]) / k[i, 1, 1], torch.tensor(1.0)])
+            for j in range(frames):
+                place = torch.linalg.inv(poses[j]) @ poses[i] @ torch.cat([ray * z, torch.ones(1)])
+                expected = -1
+                if z > 0 and place[2] > 0:
+                    x, y = (float(k[j, a, a] * place[a] / place[2] + k[j, a, 2]) for a in (0, 1))
+                    if 0 <= x < depth.shape[2] and 0 <= y < depth.shape[1]:
+                        if abs(depth[j, int(y), int(x)] - place[2]) < 0.05 * place[2]:
+                            expected = int(y) // 14 * columns + int(x) // 14
+                assert matches[i, patch, j] == expected
+                found += expected >= 0 and i != j
+    assert found > 20
+    own = matches[torch.arange(frames), :, torch.arange(frames)]
+    assert torch.equal(own[valid[0]], torch.arange(rows * columns).expand_as(own)[valid[0]])
+
+
+def test_guidance_is_least_for_the_truth_and_reaches_the_first_and_the_last_tokens(clip):
+    torch.manual_seed(0)
+    vggt = VGGT(VGGTConfig.tiny())
+    guidance = PatchGuidance(vggt)
+    loss = GeometryLoss(vggt, dense_frames=2, guidance=guidance)
+    output = loss(**clip)
+    output["loss"].backward()
+    assert output["matching_loss"] > 0 and output["place_error"] > 0
+    assert [name for name, p in loss.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+    # the place of each patch's centre, written by hand into the bias of one patch at a time, costs nothing there
+    truth = {name: value[:, :1] for name, value in clip.items()}
+    middle = slice(7, None, 14)
+    points = unproject_depth(truth["depth"], truth["intrinsics"], truth["camera_to_first"], fill=0.0)[0, 0, middle, middle]
+    z = truth["depth"][0, 0, middle, middle]
+    place = next((r, c) for r in range(z.shape[0]) for c in range(z.shape[1]) if z[r, c] > 0)
+    only = torch.zeros_like(truth["depth"])
+    only[0, 0, 7 + 14 * place[0], 7 + 14 * place[1]] = z[place]
+    torch.nn.init.zeros_(guidance.place.weight)
+    guidance.place.bias.data = torch.cat([points[place], z[place][None]])
+    tokens = vggt.aggregate(truth["images"])
+    matching, error = guidance(tokens, only, truth["camera_to_first"], truth["intrinsics"])
+    assert error.item() == pytest.approx(0, abs=1e-6) and matching == 0  # a single frame has nothing to match
+
+
 def test_only_the_decoded_frames_cost(clip, monkeypatch):
     decoded = []
     loss = oracle_loss(clip, dense_frames=2)
@@ -316,6 +372,14 @@ def test_token_categories_of_a_hand_made_image():
     assert token_categories(a_sample(two), ["chair", "table"], 2).tolist() == [[0, 0]] * 6 + expected
 
 
+def test_point_categories_are_those_at_an_even_grid():
+    ids = np.zeros((2, 16, 8), dtype=np.uint8)
+    ids[1, 8:, 4:] = 1  # of the second frame's lower cell, the right half
+    ids[1, 15, 0] = 2  # between the points
+    expected = [[2] * 16] * 3 + [[2, 2, 0, 0] * 4]
+    assert point_categories(a_sample(ids), ["chair", "table"], 8).tolist() == expected
+
+
 def test_a_category_counts_from_three_percent_of_a_token():
     ids = np.zeros((1, 28, 28), dtype=np.uint8)
     ids.reshape(-1)[:23] = 1  # 2.9 %
@@ -350,7 +414,9 @@ def test_the_classifier_learns_colours():
         colour = torch.randint(3, (2, 3))  # of each cell
         frame = nn.functional.one_hot(colour, 3).permute(2, 0, 1).float().repeat_interleave(28, 1).repeat_interleave(28, 2)
         pixels, grid = patchify(frame.expand(2, -1, -1, -1), model.config)
-        return {"pixel_values": pixels, "grid_thw": grid[None], "categories": nn.functional.one_hot(colour.flatten(), 3).float()}
+        shown = nn.functional.one_hot(colour.flatten(), 3).float()
+        points = colour.flatten()[:, None].expand(-1, POINTS * POINTS)
+        return {"pixel_values": pixels, "grid_thw": grid[None], "categories": shown, "points": points}
 
     first = None
     for _ in range(60):

@@ -18,6 +18,7 @@ from allocentric.scenes import AnnotatedScene, SceneObject
 CELL = 0.1  # metres per cell of the free-space grid
 CLEARANCE = 0.34  # metres kept between the camera and anything it could bump into
 WALL = 0.12  # metres of wall between rooms
+TALLEST = 2.15  # metres: furniture is not stretched beyond it
 
 Rng = np.random.Generator
 Rect = tuple[float, float, float, float]  # x0, y0, x1, y1
@@ -621,7 +622,7 @@ class _Placer:
         for _ in range(tries):
             host = hosts[rng.integers(len(hosts))]
             soft = host.label in ("sofa", "armchair")
-            mesh = make.pillow_propped(rng) if kind.build is make.pillow and soft else kind.build(rng)
+            mesh = varied(make.pillow_propped(rng) if kind.build is make.pillow and soft else kind.build(rng), rng)
             lo, hi = _bounds(mesh)
             w, d = hi[0] - lo[0], hi[1] - lo[1]
             scene = EmbreeScene()
@@ -662,12 +663,12 @@ class _Placer:
                 return o
         for _ in range(3):
             if kind.place == "hang":
-                mesh = make.tv_hung(rng) if kind.build is make.tv else kind.build(rng)
+                mesh = varied(make.tv_hung(rng) if kind.build is make.tv else kind.build(rng), rng)
                 lo, hi = _bounds(mesh)
                 z = rng.uniform(*kind.hang) - (0.0 if label == "mirror" else (hi[2] - lo[2]) / 2)
                 o = self.at_wall(label, mesh, z=max(0.05, z), gap=0.004)
             else:
-                mesh = kind.build(rng)
+                mesh = varied(kind.build(rng), rng)
                 o = self.beside(label, mesh, kind) if kind.near and rng.random() < 0.8 else None
                 if o is None and kind.place == "wall":
                     o = self.at_wall(label, mesh)
@@ -678,6 +679,16 @@ class _Placer:
             if o is not None:
                 return o
         return None
+
+
+def varied(mesh: Mesh, rng: Rng) -> Mesh:
+    """The mesh larger or smaller as a whole, and a little in each direction: a label alone does not tell a size."""
+    scale = np.exp(rng.uniform(-0.36, 0.40)) * np.exp(rng.uniform(-0.08, 0.08, 3))
+    height = max(part[..., 2].max() for part in mesh.parts)
+    scale[2] = min(scale[2], max(TALLEST / height, 1.0) if height > 0 else 1.0)
+    out = Mesh()
+    out.parts, out.part_material = [part * scale for part in mesh.parts], list(mesh.part_material)
+    return out
 
 
 def _bounds(mesh: Mesh) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"]]:

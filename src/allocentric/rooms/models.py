@@ -88,7 +88,7 @@ def model_catalog(folder: Path = FOLDER) -> dict[str, Kind]:
 def _installed(folder: Path) -> dict[str, tuple[tuple[str, str], ...]]:
     archives = [folder / name for name in ARCHIVES if (folder / name).is_file()]
     if not archives:
-        raise ValueError(
+        raise FileNotFoundError(
             f"style 'models' needs the 3D models of Debian's sweethome3d-furniture, not found in {folder}; "
             "install them with: apt-get install sweethome3d-furniture"
         )

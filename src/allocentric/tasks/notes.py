@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from allocentric.answer import END_THINK, THINK
+from allocentric.geometry.boxes import Box3D
 from allocentric.scenes import AnnotatedScene
 from allocentric.tasks.appearance_order import first_frames
 from allocentric.tasks.base import Question
@@ -27,25 +28,24 @@ def with_notes(scene: AnnotatedScene, question: Question) -> str:
 def notes(scene: AnnotatedScene, question: Question) -> str:
     """What the answer follows from: places, sizes or moments of first appearance; empty for other questions."""
     if question.task == "object_size_estimation":
-        return " ".join(_number(side) for side in the_box(scene, question.objects[0]).size)
+        return size_note(the_box(scene, question.objects[0]))
     if question.task == "obj_appearance_order":
-        frames = first_frames(scene, list(question.objects)) * (MOMENTS - 1) / max(len(scene.visibility) - 1, 1)
-        return ", ".join(f"{label} {round(float(frame))}" for label, frame in zip(question.objects, frames, strict=True))
-    if not question.objects or question.task == "object_position" or (places := _places(scene)) is None:
+        return ", ".join(f"{label} {moment(scene, label)}" for label in question.objects)
+    if not question.objects or question.task == "object_position" or (where := places(scene)) is None:
         return ""
     if question.task == "object_counting":
         (label,) = question.objects
         instances = [i for i in indices_of(scene, label) if seen(scene)[i]]
-        return ", ".join(_place(label, places[i]) for i in sorted(instances, key=lambda i: places[i, 0]))
+        return ", ".join(place_note(label, where[i]) for i in sorted(instances, key=lambda i: where[i, 0]))
     last = indices_of(scene, question.objects[-1])[0]
     written = []
     for label in question.objects:  # of several, the one next to what is asked about
-        nearest = min(indices_of(scene, label), key=lambda i: float(np.hypot(*(places[i] - places[last]))))
-        written.append(_place(label, places[nearest]))
+        nearest = min(indices_of(scene, label), key=lambda i: float(np.hypot(*(where[i] - where[last]))))
+        written.append(place_note(label, where[nearest]))
     return ", ".join(written)
 
 
-def _places(scene: AnnotatedScene) -> Float[np.ndarray, "n 2"] | None:
+def places(scene: AnnotatedScene) -> Float[np.ndarray, "n 2"] | None:
     """Metres right of and ahead of the first camera, of every object; None when the camera's heading is unknown."""
     if scene.camera_to_world is None or (heading := first_heading(scene)) is None:
         return None
@@ -54,14 +54,31 @@ def _places(scene: AnnotatedScene) -> Float[np.ndarray, "n 2"] | None:
     return away @ np.array([[sin, cos], [-cos, sin]])
 
 
-def _place(label: str, place: Float[np.ndarray, "2"]) -> str:
+def place_note(label: str, place: Float[np.ndarray, "2"]) -> str:
+    """Where something is: "sofa -1.2 3.4"."""
     return f"{label} {_number(place[0])} {_number(place[1])}"
+
+
+def size_note(box: Box3D) -> str:
+    """The sides of a box, metres: "0.8 0.9 1.1"."""
+    return " ".join(_number(side) for side in box.size)
+
+
+def moment(scene: AnnotatedScene, label: str) -> int:
+    """When a unique object is first seen, in sixteenths of the video: 0 to 15."""
+    first = first_frames(scene, [label])[0]
+    return round(float(first * (MOMENTS - 1) / max(len(scene.visibility) - 1, 1)))
 
 
 def _number(value: float) -> str:
     return f"{float(value):z.1f}"
 
 
-def number_words() -> list[str]:
-    """Every number notes usually hold, as written behind a space; a small tokenizer makes each one token."""
-    return [f" {tenths / 10:z.1f}" for tenths in range(-99, 100)]
+def number_words() -> dict[str, float]:
+    """Numbers as notes and answers usually hold them, each of which a small tokenizer makes one token, and their values.
+
+    Tenths behind a space, as in notes; tenths and whole numbers at the beginning, as in answers.
+    """
+    spaced = {f" {tenths / 10:z.1f}": tenths / 10 for tenths in range(-99, 100)}
+    plain = {f"{tenths / 10:.1f}": tenths / 10 for tenths in range(500)}
+    return spaced | plain | {str(whole): float(whole) for whole in range(400)}

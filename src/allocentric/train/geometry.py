@@ -6,12 +6,12 @@ true scale, and a model that answers "how far" has to know it.
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from allocentric.encoders.vggt import VGGT
-from allocentric.geometry.cameras import encode_pose, invert_rigid, unproject_depth
+from allocentric.geometry.cameras import encode_pose, invert_rigid, project, unproject_depth
 from allocentric.train.semantics import augment_colour
 from allocentric.train.shards import RoomSample, RoomShards, mirror, random_generator
 
@@ -33,7 +33,9 @@ class GeometricRooms(Dataset):
         if rng.random() < 0.5:
             sample = mirror(sample)
         # neighbours in time, so that views overlap; walked backwards half of the time
-        length = int(rng.integers(self.frames[0], self.frames[1] + 1))
+        # short clips more often than long ones: two views of one thing are where matching is learned, and cost little
+        low, high = np.log(self.frames[0]), np.log(self.frames[1] + 1)
+        length = min(int(np.exp(rng.uniform(low, high))), len(sample.frames))
         chosen = np.arange(length) + rng.integers(len(sample.frames) - length + 1)
         sample = sample.select(chosen if rng.random() < 0.5 else chosen[::-1])
         clip = clip_tensors(sample)
@@ -82,16 +84,90 @@ def gradient_loss(
     return total
 
 
+def patch_matches(
+    points: Float[Tensor, "b s p 3"],
+    valid: Bool[Tensor, "b s p"],
+    depth: Float[Tensor, "b s h w"],
+    camera_to_first: Float[Tensor, "b s 4 4"],
+    intrinsics: Float[Tensor, "b s 3 3"],
+    patch: int,
+    tolerance: float = 0.05,
+) -> Int[Tensor, "b s p s"]:
+    """Which patch of every frame shows the point at the centre of each patch; -1 where it is hidden or out of sight.
+
+    points      in the first camera's axes, metres.
+    tolerance   share of the depth by which the other frame may disagree and still be said to show the same surface.
+    """
+    frames = valid.shape[1]
+    height, width = depth.shape[-2:]
+    into = (-1, frames, -1, -1, -1)  # (b, from, to, ...)
+    pixel, z = project(
+        points[:, :, None].expand(-1, -1, frames, -1, -1),
+        intrinsics[:, None].expand(into),
+        camera_to_first[:, None].expand(into),
+    )
+    x, y = (pixel[..., i].nan_to_num(-1.0).floor().long() for i in (0, 1))
+    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height) & (z > 0) & valid[:, :, None]
+    flat = y.clamp(0, height - 1) * width + x.clamp(0, width - 1)
+    there = depth.flatten(2)[:, None].expand(-1, frames, -1, -1).gather(-1, flat)
+    seen = inside & ((there - z).abs() < tolerance * z)
+    match = (y // patch) * (width // patch) + x // patch
+    return torch.where(seen, match, -1).transpose(2, 3)
+
+
+class PatchGuidance(nn.Module):
+    """Helps a VGGT from scratch off the ground; belongs to training and is not kept.
+
+    Two linear layers on patch tokens. One makes descriptors from the first frame block, which has seen its own frame alone, and
+    learns by InfoNCE which patches of two frames show the same place, as MASt3R does (arXiv 2406.09756, section 3.2): cameras
+    cannot be found before something matches. The other reads the place of each patch's centre from the last tokens, in every
+    frame and for next to nothing, where the dense heads decode a few frames.
+    """
+
+    def __init__(self, vggt: VGGT, width: int = 64, temperature: float = 0.1):
+        super().__init__()
+        self.config, self.temperature = vggt.config, temperature
+        self.describe = nn.Linear(vggt.config.embed_dim, width)
+        self.place = nn.Linear(2 * vggt.config.embed_dim, 4)
+
+    def forward(
+        self,
+        tokens: list[Float[Tensor, "b s t c2"]],
+        depth: Float[Tensor, "b s h w"],
+        camera_to_first: Float[Tensor, "b s 4 4"],
+        intrinsics: Float[Tensor, "b s 3 3"],
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+        """Matching loss (nats) and mean error of patch centres: metres in the first camera's axes, and metres of depth."""
+        special, patch = self.config.special_tokens, self.config.patch_size
+        middle = slice(patch // 2, None, patch)
+        points = unproject_depth(depth, intrinsics, camera_to_first, fill=0.0)[:, :, middle, middle].flatten(2, 3)
+        z = depth[:, :, middle, middle].flatten(2)
+        valid = z > 0
+
+        placed = self.place(tokens[-1][:, :, special:]).float()
+        error = (placed[..., :3] - points).norm(dim=-1) + (placed[..., 3] - z).abs()
+        place_loss = (error * valid).sum() / valid.sum().clamp(min=1)
+
+        matches = patch_matches(points, valid, depth, camera_to_first, intrinsics, patch)
+        frames = torch.arange(depth.shape[1], device=depth.device)
+        found = (matches >= 0) & (frames[:, None, None] != frames)
+        described = nn.functional.normalize(self.describe(tokens[0][:, :, special:, : self.config.embed_dim]).float(), dim=-1)
+        likeness = torch.einsum("bspc,btqc->bsptq", described, described) / self.temperature
+        right = likeness.log_softmax(-1).gather(-1, matches.clamp(min=0)[..., None])[..., 0]
+        return -(right * found).sum() / found.sum().clamp(min=1), place_loss
+
+
 class GeometryLoss(nn.Module):
     """VGGT with its training loss: cameras of every iteration, depth and points of a few frames of the clip.
 
     The dense heads cost most of the time and need no context of their own, so `dense_frames` random frames (the first always among
-    them) are decoded per step.
+    them) are decoded per step. `guidance` adds the losses on patches.
     """
 
-    def __init__(self, vggt: VGGT, dense_frames: int = 4, camera_weight: float = 5.0):
+    def __init__(self, vggt: VGGT, dense_frames: int = 4, camera_weight: float = 5.0, guidance: PatchGuidance | None = None):
         super().__init__()
         self.vggt, self.dense_frames, self.camera_weight = vggt, dense_frames, camera_weight
+        self.guidance = guidance
 
     def forward(
         self,
@@ -118,8 +194,14 @@ class GeometryLoss(nn.Module):
         (d, d_conf), (p, p_conf) = vggt.depth_head(some_tokens, size), vggt.point_head(some_tokens, size)
         depth_loss = confident_regression(d, some_depth[..., None], d_conf, valid) + gradient_loss(d, some_depth[..., None], valid)
         point_loss = confident_regression(p, points, p_conf, valid) + gradient_loss(p, points, valid)
-        return {
-            "loss": self.camera_weight * camera + depth_loss + point_loss,
+        loss = self.camera_weight * camera + depth_loss + point_loss
+        parts = {}
+        if self.guidance is not None:
+            matching, place = self.guidance(tokens, depth, camera_to_first, intrinsics)
+            loss = loss + matching + place
+            parts = {"matching_loss": matching.detach(), "place_error": place.detach()}
+        return parts | {
+            "loss": loss,
             "camera_loss": camera.detach(),
             "depth_error": ((d[..., 0] - some_depth).abs() * valid).sum().detach() / valid.sum().clamp(min=1),
             "point_error": ((p - points).norm(dim=-1) * valid).sum().detach() / valid.sum().clamp(min=1),

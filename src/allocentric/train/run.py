@@ -21,7 +21,8 @@ from allocentric.tasks.notes import number_words
 from allocentric.tasks.object_position import ANSWER_FORM
 from allocentric.train.card import CardPlan, export, make_card
 from allocentric.train.features import RoomFeatures, write_features
-from allocentric.train.geometry import GeometricRooms, GeometryLoss, collate_clips
+from allocentric.train.geometry import GeometricRooms, GeometryLoss, PatchGuidance, collate_clips
+from allocentric.train.numbers import number_features
 from allocentric.train.recipe import Optimisation, Recipe, resume_point
 from allocentric.train.room_questions import RoomQuestions, draw_turns
 from allocentric.train.semantics import SemanticRooms, TokenClassifier
@@ -153,7 +154,8 @@ def train_geometry(recipe: Recipe, out: Path) -> None:
     if (folder / "vggt.safetensors").exists():
         return
     set_seed(stage.optimisation.seed)
-    loss = GeometryLoss(new_vggt(recipe), stage.dense_frames)
+    vggt = new_vggt(recipe)
+    loss = GeometryLoss(vggt, stage.dense_frames, guidance=PatchGuidance(vggt))
     dataset = GeometricRooms(training_rooms(recipe, out), stage.frames)
     _train(loss, stage.optimisation, folder, dataset, collate_clips)
     save_file(loss.vggt.state_dict(), folder / "vggt.safetensors")
@@ -183,6 +185,10 @@ def assemble(recipe: Recipe, out: Path, **changes) -> SpatialMLLMForConditionalG
     """The model with its trained encoders and a language model that has learned nothing yet."""
     set_seed(recipe.sft.optimisation.seed)
     model = SpatialMLLMForConditionalGeneration(model_config(recipe, out, **changes))
+    numbers, embedding = number_words(), model.get_input_embeddings().weight
+    ids = load_processor(out).tokenizer.convert_tokens_to_ids(list(numbers))
+    with torch.no_grad():
+        embedding[ids] = number_features(list(numbers.values()), embedding.shape[1], model.config.text_config.initializer_range)
     model.model.visual.load_state_dict(load_file(out / "semantics" / "visual.safetensors"))
     if model.model.spatial_encoder is not None:
         vggt = new_vggt(recipe)
