@@ -84,13 +84,13 @@ def _path(free: np.ndarray, cost: np.ndarray, stops: list[tuple[int, int]]) -> n
 def plan_walk(room: Room, rng: Rng, tries: int = 5, seconds: float | None = None) -> Walk:
     """The best of a few random walks: the one whose sixteen even samples see most objects, and those most often.
 
-    One room is filmed from its sides, looking across it, or (one time in five) from within, turning around. Several rooms are
+    One room is filmed from its sides, looking across it, or (one time in twelve) from within, turning around. Several rooms are
     walked through.
     """
     free, origin = room.free()
     depth = ndimage.distance_transform_edt(free)
     rooms = _room_masks(room, free, origin)
-    across = len(rooms) == 1 and rng.random() < 0.8
+    across = len(rooms) == 1 and rng.random() < 0.92
     draw = _look_across if across else _draw
     candidates = [draw(room, free, depth, origin, rooms, rng, seconds) for _ in range(tries)]
     if tries == 1:
@@ -142,7 +142,7 @@ def _look_across(
     s = np.linspace(0, 1, grain)
     xy = np.stack([np.interp(s, times, points[:, 0]), np.interp(s, times, points[:, 1])], axis=1)
     ahead = middle + rng.normal(0, 0.4, 2) - xy
-    sweep = np.radians(rng.uniform(30, 60)) * np.sin(2 * pi * (rng.uniform(0.45, 0.9) * s + rng.uniform()))
+    sweep = np.radians(rng.uniform(12, 36)) * np.sin(2 * pi * (rng.uniform(0.45, 0.9) * s + rng.uniform()))
     yaw = ndimage.gaussian_filter1d(np.unwrap(np.arctan2(ahead[:, 1], ahead[:, 0])) + sweep, grain * 0.018, mode="nearest")
     return _hand_held(room, points, times, yaw, rng, seconds)
 

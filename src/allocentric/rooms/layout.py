@@ -291,7 +291,7 @@ def blocks(label: str, z: Real, height: Real) -> bool:
 
 def draw_plan(rng: Rng) -> Plan:
     """A random floor plan of one to three rooms, 10 to 45 square metres."""
-    count = rng.choice((1, 2, 3), p=(0.82, 0.14, 0.04))
+    count = rng.choice((1, 2, 3), p=(0.9, 0.08, 0.02))
     height, opening = rng.uniform(2.35, 3.0), rng.uniform(2.0, 2.15)
 
     def sides(low: float, high: float) -> Pair:
