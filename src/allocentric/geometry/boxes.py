@@ -47,6 +47,41 @@ def box_distance(a: Float[np.ndarray, "n 7"], b: Float[np.ndarray, "n 7"]) -> Fl
     return np.hypot(horizontal, vertical)
 
 
+def box_iou(a: Float[np.ndarray, "n 7"], b: Float[np.ndarray, "n 7"]) -> Float[np.ndarray, " n"]:
+    """Exact intersection over union of the volumes of each two upright boxes, 0 to 1; 0 where neither has a volume.
+
+    Negative sides count as positive ones.
+    """
+    a, b = (np.concatenate([boxes[:, :3], np.abs(boxes[:, 3:6]), boxes[:, 6:]], axis=1) for boxes in (a, b))
+    top = np.minimum(a[:, 2] + a[:, 5] / 2, b[:, 2] + b[:, 5] / 2)
+    bottom = np.maximum(a[:, 2] - a[:, 5] / 2, b[:, 2] - b[:, 5] / 2)
+    shared = _footprint_intersection(a, b) * np.maximum(top - bottom, 0.0)
+    union = a[:, 3:6].prod(1) + b[:, 3:6].prod(1) - shared
+    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+
+
+def _footprint_intersection(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Area that two footprints share: the corners of `a`, in the frame of `b`, cut off at the four sides of `b`."""
+    polygon = into_footprint_frame(footprint_corners(a), b[:, None])
+    for axis in (0, 1):
+        for side in (1.0, -1.0):
+            polygon = side * _cut(side * polygon, axis, b[:, None, 3 + axis] / 2)
+    x, y = np.moveaxis(polygon, -1, 0)
+    return np.abs((x * np.roll(y, -1, axis=1) - np.roll(x, -1, axis=1) * y).sum(1)) / 2
+
+
+def _cut(polygon: np.ndarray, axis: int, limit: np.ndarray) -> np.ndarray:
+    """Polygons (n, k, 2) with (n, 2k, 2) corners: what lies beyond `limit` is pushed back onto that line, where it has no area."""
+    following = np.roll(polygon, -1, axis=1)
+    beyond, beyond_following = polygon[..., axis] - limit, following[..., axis] - limit
+    crosses = beyond * beyond_following < 0
+    along = np.divide(beyond, beyond - beyond_following, out=np.zeros_like(beyond), where=crosses)
+    crossings = polygon + along[..., None] * (following - polygon)
+    cut = np.stack([polygon, crossings], axis=2).reshape(len(polygon), 2 * polygon.shape[1], 2)
+    cut[..., axis] = np.minimum(cut[..., axis], limit)
+    return cut
+
+
 def _corner_to_footprint(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Least distance from a corner of `a` to the footprint of `b`; 0 when a corner lies inside."""
     outside = np.maximum(np.abs(into_footprint_frame(footprint_corners(a), b[..., None, :])) - b[..., None, 3:5] / 2, 0.0)

@@ -3,16 +3,19 @@
 import ast
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from allocentric.tasks.base import Question, Task
+from allocentric.tasks.base import Benchmark, Question, Record, Task, percent
+from allocentric.tasks.files import check_ids, field, load_json, official_files, read_rows
 
 PROFILES = ("official", "lmms_eval_0_7_3", "spatial_mllm", "vlmevalkit")
-PROMPT_STYLES = ("official", "spatial_mllm", "spatial_mllm_v1")
+PROMPT_STYLES = ("official", "lmms_eval_0_7_3", "spatial_mllm", "spatial_mllm_v1", "vlmevalkit")
+SUBSETS = ("full", "debiased", "pruned", "tiny")
 
 NUMERIC = ("object_counting", "object_abs_distance", "object_size_estimation", "room_size_estimation")
 CHOICE = ("object_rel_distance", "object_rel_direction", "route_planning", "obj_appearance_order")
@@ -43,6 +46,7 @@ def question_from_row(row: Mapping[str, Any]) -> Question:
             text=row["question"],
             options=tuple(row["options"] or ()),
             answer=row["ground_truth"],
+            id=str(row.get("id", "")),
         )
     except KeyError as error:
         raise ValueError(f"VSI-Bench row: expected a field {error}, found {sorted(row)}") from error
@@ -51,8 +55,9 @@ def question_from_row(row: Mapping[str, Any]) -> Question:
 def vsi_prompt(question: Question, style: str = "official") -> str:
     """The user's text beside the video.
 
-    official          VSI-Bench and lmms-eval.
+    official          VSI-Bench and lmms-eval ("lmms_eval_0_7_3").
     spatial_mllm      Spatial-MLLM v1.1: the same without the first line.
+    vlmevalkit        no line "Options:", and a number is asked for as a float.
     spatial_mllm_v1   Spatial-MLLM v1.0: the answer inside <answer> tags; as published, no line break before "Options:".
     """
     if style not in PROMPT_STYLES:
@@ -64,10 +69,13 @@ def vsi_prompt(question: Question, style: str = "official") -> str:
         choose = "Please answer with the option's letter from the given choices (e.g., A, B, etc.)"
         return f"{question.text}Options:\n{options} {choose} {IN_TAGS}"
 
-    lines = ["These are frames of a video."] if style == "official" else []
+    lines = [] if style == "spatial_mllm" else ["These are frames of a video."]
     lines.append(question.text)
     if question.options:
-        lines += ["Options:", *question.options, "Answer with the option's letter from the given choices directly."]
+        lines += [] if style == "vlmevalkit" else ["Options:"]
+        lines += [*question.options, "Answer with the option's letter from the given choices directly."]
+    elif style == "vlmevalkit":
+        lines.append("Answer briefly and directly in one float number.")
     else:
         lines.append("Please answer the question using a single word or phrase.")
     return "\n".join(lines)
@@ -336,3 +344,89 @@ def aggregate(rows: Iterable[tuple[str, float]], strict: bool = False) -> Summar
         partial=len(tasks) < len(order) or len(present) < 3,
         counts={task: len(scores) for task, scores in by_type.items()},
     )
+
+
+# --- The benchmark ---
+
+# Where the rows of a subset stand in the release, the most specific first; rows of other subsets are left out.
+FILES = {
+    "full": ("test.jsonl", "test.parquet", "test-*.parquet", "*questions*.jsonl"),
+    "debiased": ("test_debiased*.parquet", "test.jsonl"),
+    "pruned": ("test_pruned*.parquet", "test.jsonl"),
+    "tiny": ("test.jsonl", "test.parquet", "test-*.parquet", "*questions*.jsonl"),
+}
+
+
+class VSIBench(Benchmark):
+    """VSI-Bench (hub id nyu-visionx/VSI-Bench): eight question types, scored as four harnesses do, see `vsi_score`."""
+
+    name = "vsibench"
+    profiles = PROFILES
+
+    def read(self, path: str | Path, subset: str = "full") -> list[Question]:
+        """Questions of a JSONL or parquet file, or of the release's folder.
+
+        full       every row of the file.
+        debiased   what remains when questions that a blind model can answer are pruned; `pruned` are those.
+        tiny       the 400 questions that people answered, as far as the file has them.
+        """
+        if subset not in SUBSETS:
+            raise ValueError(f"subset of VSI-Bench: expected one of {SUBSETS}, found {subset!r}")
+        rows = [(file, row) for file in official_files(path, *FILES[subset]) for row in read_rows(file)]
+        if subset in ("debiased", "pruned"):
+            listed = _pruned_ids(rows[0][0].parent) if rows else None
+            wanted = subset == "pruned"
+            rows = [(file, row) for file, row in rows if subset in file.name or _is_pruned(row, listed, file) == wanted]
+        if subset == "tiny":
+            tiny = set(load_json(Path(__file__).with_name("vsibench_tiny_ids.json")))
+            rows = [(file, row) for file, row in rows if int(field(row, "id", file)) in tiny]
+        questions = [question_from_row(row) for _, row in rows]
+        if not all(q.id for q in questions):
+            raise ValueError(f"{path}: found rows without an id, expected every row to have one")
+        check_ids((q.id for q in questions), path)
+        return questions
+
+    def prompt(self, question: Question, profile: str = "") -> str:
+        return vsi_prompt(question, self.check(profile))
+
+    def parse(self, text: str, profile: str = "", task: str = "object_rel_distance") -> str | float | None:
+        """The letter in lower case, or the number, that a profile reads in an answer to a question of this type."""
+        return (read_number if task in NUMERIC else read_letter)(text, self.check(profile))
+
+    def score(self, question: Question, prediction: str, profile: str = "") -> float:
+        return vsi_score(question.task, question.answer, prediction, self.check(profile))
+
+    def aggregate(self, records: Sequence[Record], profile: str = "", strict: bool = False) -> dict[str, float]:
+        """`overall` is the macro average; when types or direction levels are missing, it is no official one and `partial` is 1.
+
+        `accuracy` and `mra` average the types with options and with numbers, as Spatial-MLLM reports them. With `strict`, a
+        missing direction level is a KeyError, as in the official code.
+        """
+        profile = self.check(profile)
+        rows = [(record.question.task, record.score) for record in records]
+        summary = aggregate(rows, strict)
+        numbers = {"overall": summary.macro, "macro": summary.macro, "micro": summary.micro}
+        if profile == "lmms_eval_0_7_3":
+            numbers["overall"] = 100 * round(summary.macro / 100, 6)
+        for name, types in (("mra", NUMERIC), ("accuracy", CHOICE)):
+            if present := [summary.tasks[task] for task in types if task in summary.tasks]:
+                numbers[f"macro/{name}"] = sum(present) / len(present)
+                numbers[f"micro/{name}"] = percent([s for task, s in rows if (task in NUMERIC) == (name == "mra")])
+        tasks = {f"task/{task}": value for task, value in summary.tasks.items()}
+        counts = {f"n/{task}": float(count) for task, count in summary.counts.items()}
+        return {**numbers, **tasks, "n": float(len(rows)), **counts, "partial": float(summary.partial)}
+
+
+def _pruned_ids(folder: Path) -> set[int] | None:
+    """The ids that the debiased subset leaves out, where the release lists them."""
+    file = folder / "pruned_ids.txt"
+    return {int(number) for number in re.findall(r"\d+", file.read_text())} if file.is_file() else None
+
+
+def _is_pruned(row: Mapping[str, Any], listed: set[int] | None, file: Path) -> bool:
+    """Whether the debiased subset leaves a row out."""
+    if isinstance(row.get("pruned"), bool):
+        return row["pruned"]
+    if listed is None:
+        raise ValueError(f"{file}: found rows without `pruned` and no pruned_ids.txt beside it, expected one of them")
+    return int(field(row, "id", file)) in listed
