@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from allocentric.geometry.boxes import Box3D
     from allocentric.model import Model, load
     from allocentric.models.scene import Scene
-    from allocentric.readers import open_views
+    from allocentric.readers import open_scene, open_views
     from allocentric.sampling import sample
     from allocentric.scenes import AnnotatedScene
     from allocentric.views import Views
 
 __version__ = "0.1.0"
-__all__ = ["AnnotatedScene", "Answer", "Box3D", "Model", "Scene", "Views", "load", "open_views", "sample"]
+__all__ = ["AnnotatedScene", "Answer", "Box3D", "Model", "Scene", "Views", "load", "open_scene", "open_views", "sample"]
 
 _HOME = {
     "AnnotatedScene": "scenes",
@@ -28,6 +28,7 @@ _HOME = {
     "Scene": "models.scene",
     "Views": "views",
     "load": "model",
+    "open_scene": "readers",
     "open_views": "readers",
     "sample": "sampling",
 }

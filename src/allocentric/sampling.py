@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from allocentric.geometry.cameras import invert_rigid, unproject_depth
-from allocentric.readers import Source, VideoFile, layout_of, open_images, open_rgbd
+from allocentric.readers import Source, VideoFile, layout_of, open_images, open_views
 from allocentric.readers.images import list_images, read_image
 from allocentric.views import Views, uniform_indices
 
@@ -443,39 +443,50 @@ def sample(
     if method not in ("space_aware", "uniform"):
         raise ValueError(f'sampling: expected method "space_aware" or "uniform", found {method!r}')
     layout = layout_of(path)
-    if source == "auto":
-        source = "measured" if layout == "rgbd" else "point_head"
-    if source == "measured" and layout != "rgbd":
-        raise ValueError(f"{path}: measured points need a posed RGB-D capture; this is read as {layout}")
-    if method == "space_aware" and source != "measured" and model is None:
-        raise ValueError(f"{path}: space-aware sampling needs 3D points: give a VGGT model=, or use uniform sampling")
-
-    if layout == "rgbd":
-        views = open_rgbd(path, candidates, **options)
-        if method == "uniform":
-            return None, views.select(uniform(len(views), k))
-        times = None
-        stream = views.frames
-    else:
-        video = VideoFile(path) if layout == "video" else None
-        files = _image_files(path) if layout == "images" else []
-        numbers = uniform(video.num_frames if video else len(files), candidates)
-        if method == "uniform":
-            numbers = [numbers[i] for i in uniform(len(numbers), k)]
-            return None, video.views(numbers, max_side) if video else open_images(files, numbers, max_side, **options)
-        times = torch.from_numpy(video.times[numbers]) if video else None
-        stream = video.read(numbers) if video else (read_image(files[i]) for i in numbers)  # one frame in memory at a time
-
-    if source == "measured":
+    if layout in ("video", "images"):
+        if source == "measured":
+            raise ValueError(f"{path}: measured points need a posed RGB-D capture; this is read as {layout}")
+        return _sample_frames(path, layout, k, method, mode, candidates, model, source, width, voxel_size, max_side, options)
+    views = open_views(path, candidates, **({"max_side": max_side} if max_side else {}), **options)
+    if method == "uniform":
+        return None, views.select(uniform(len(views), k))
+    measured = all(given is not None for given in (views.depth, views.intrinsics, views.camera_to_world))
+    if source == "measured" or (source == "auto" and measured):
         points, mask = points_from_depth(views)
         selection = space_aware(points, k, mask=mask, mode=mode, voxel_size=voxel_size)
     else:
-        points, confidence = points_from_vggt(model, stream, source, width)
-        selection = space_aware(points, k, confidence, mode=mode, voxel_size=voxel_size, times=times)
-    if layout == "rgbd":
-        return selection, views.select(list(selection.indices))
-    chosen = [numbers[i] for i in selection.indices]
-    return selection, video.views(chosen, max_side) if video else open_images(files, chosen, max_side, **options)
+        points, confidence = points_from_vggt(_needed(model, path), views, _head(source), width)
+        selection = space_aware(points, k, confidence, mode=mode, voxel_size=voxel_size, times=views.times)
+    return selection, views.select(list(selection.indices))
+
+
+def _sample_frames(path, layout, k, method, mode, candidates, model, source, width, voxel_size, max_side, options):
+    """`sample` of a video or of images: candidates pass through memory one by one, the chosen ones are read again at full size."""
+    video = VideoFile(path) if layout == "video" else None
+    files = _image_files(path) if layout == "images" else []
+
+    def read(numbers: list[int]) -> Views:
+        return video.views(numbers, max_side) if video else open_images(files, numbers, max_side, **options)
+
+    numbers = uniform(video.num_frames if video else len(files), candidates)
+    if method == "uniform":
+        return None, read([numbers[i] for i in uniform(len(numbers), k)])
+    model = _needed(model, path)
+    stream = video.read(numbers) if video else (read_image(files[i]) for i in numbers)
+    points, confidence = points_from_vggt(model, stream, _head(source), width)
+    times = torch.from_numpy(video.times[numbers]) if video else None
+    selection = space_aware(points, k, confidence, mode=mode, voxel_size=voxel_size, times=times)
+    return selection, read([numbers[i] for i in selection.indices])
+
+
+def _head(source: str) -> str:
+    return "point_head" if source == "auto" else source
+
+
+def _needed(model: torch.nn.Module | None, path: Source) -> torch.nn.Module:
+    if model is None:
+        raise ValueError(f"{path}: space-aware sampling needs 3D points: give a VGGT model=, or use uniform sampling")
+    return model
 
 
 def _image_files(path: Source) -> list[Path]:

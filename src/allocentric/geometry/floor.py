@@ -3,8 +3,11 @@
 from collections.abc import Sequence
 
 import numpy as np
+import shapely
 from jaxtyping import Bool, Float
-from scipy.spatial import Delaunay
+from scipy.spatial import Delaunay, QhullError
+
+CELL = 0.05  # metres: points of a scan that share such a cell say the same about the floor
 
 
 def polygon_area(polygon: Float[np.ndarray, "v 2"]) -> float:
@@ -18,14 +21,62 @@ def alpha_shape_area(points: Float[np.ndarray, "n 2"], alpha: float = 0.5) -> fl
 
     This is how VSI-Bench measures rooms that are known as scans only. `points` and 1 / `alpha` share their unit (metres).
     """
+    _, area = _alpha_triangles(points, alpha)
+    return float(area.sum())
+
+
+def alpha_shape(
+    points: Float[np.ndarray, "n 2"], alpha: float = 0.5, smallest: float = 1.0
+) -> tuple[Float[np.ndarray, "v 2"], ...]:
+    """Outlines of the same shape, counter-clockwise, largest first; parts below `smallest` square units are left out.
+
+    Holes are filled: a floor goes on under a table. `alpha_shape_area` leaves holes out, where they are as wide as 2 / `alpha`.
+    """
+    triangles, _ = _alpha_triangles(points, alpha)
+    if not len(triangles):
+        return ()
+    # Sides of one triangle only are the border of the shape; rings of them enclose it and its holes.
+    corners, names = np.unique(triangles.reshape(-1, 2), axis=0, return_inverse=True)
+    sides = np.sort(names.reshape(-1, 3)[:, [[0, 1], [1, 2], [2, 0]]].reshape(-1, 2), axis=1)
+    border, times = np.unique(sides, axis=0, return_counts=True)
+    faces = shapely.polygonize(list(shapely.linestrings(corners[border[times == 1]])))
+    parts = shapely.get_parts(shapely.union_all(shapely.get_parts(faces)))
+    outlines = [np.asarray(shapely.geometry.polygon.orient(part).exterior.coords)[:-1] for part in parts]
+    outlines = [o for o in outlines if polygon_area(o) >= smallest]
+    return tuple(sorted(outlines, key=polygon_area, reverse=True))
+
+
+def floor_points(points: Float[np.ndarray, "n 3"], cell: float = CELL) -> Float[np.ndarray, "m 2"]:
+    """Points of a scan seen from above, one for each `cell` (metres) that holds any; points that are not finite are left out."""
+    points = np.asarray(points, dtype=np.float64)
+    if points.ndim != 2 or points.shape[1] != 3:
+        raise ValueError(f"scan: expected points (n, 3), found shape {points.shape}")
+    seen = points[np.isfinite(points).all(1), :2]
+    if not len(seen):
+        raise ValueError("scan: expected points, found none that are finite")
+    _, first = np.unique(np.floor(seen / cell).astype(np.int64), axis=0, return_index=True)
+    return seen[np.sort(first)]
+
+
+def _alpha_triangles(
+    points: Float[np.ndarray, "n 2"], alpha: float
+) -> tuple[Float[np.ndarray, "k 3 2"], Float[np.ndarray, " k"]]:
+    """Delaunay triangles whose circumradius is at most 1 / `alpha`, and their areas."""
     points = np.asarray(points, dtype=np.float64)
     if len(points) < 3:
         raise ValueError(f"alpha shape: expected at least 3 points, found {len(points)}")
-    a, b, c = np.moveaxis(points[Delaunay(points).simplices], 1, 0)
+    if not alpha > 0:
+        raise ValueError(f"alpha shape: expected alpha > 0, found {alpha}")
+    try:
+        triangles = points[Delaunay(points - points.mean(0)).simplices]
+    except QhullError:  # all on one line
+        return np.empty((0, 3, 2)), np.empty(0)
+    a, b, c = np.moveaxis(triangles, 1, 0)
     area = np.abs((b - a)[:, 0] * (c - a)[:, 1] - (b - a)[:, 1] * (c - a)[:, 0]) / 2
     sides = [np.linalg.norm(p - q, axis=1) for p, q in ((a, b), (b, c), (c, a))]
     circumradius = np.prod(sides, axis=0) / (4 * np.maximum(area, 1e-12))
-    return float(area[circumradius <= 1 / alpha].sum())
+    kept = (circumradius <= 1 / alpha) & (area > 0)
+    return triangles[kept], area[kept]
 
 
 def inside_polygon(points: Float[np.ndarray, "n 2"], polygon: Float[np.ndarray, "v 2"]) -> Bool[np.ndarray, " n"]:

@@ -23,14 +23,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from allocentric.readers.choose import chosen_frames
 from allocentric.readers.images import natural_key, read_image
+from allocentric.readers.posed import DROP_HINT, read_depth, read_matrix, register
 from allocentric.views import Views, check_views, pose_fault
 
-NO_MEASUREMENT = 65535
 COLOR_SUFFIXES = (".color.jpg", ".color.png", ".color.jpeg")
 # Metres. Room-scale depth cameras see 0.3 to 8 m; a median outside that is another unit (TUM's files count 5000 to the metre).
 PLAUSIBLE_MEDIAN = (0.3, 8.0)
@@ -73,12 +72,12 @@ def open_rgbd(
         raise ValueError(f"{folder}: no frames; expected frame-NNNNNN.color.jpg or .color.png")
     poses = {stem: folder / f"{stem}.pose.txt" for stem in stems}
     if drop_bad_poses:  # before choosing, so that `frames=16` gives 16
-        stems = [s for s in stems if poses[s].is_file() and pose_fault(_read_pose(poses[s], (4, 4), check=False)) is None]
+        stems = [s for s in stems if poses[s].is_file() and pose_fault(_read_pose(poses[s], check=False)) is None]
         if not stems:
             raise ValueError(f"{folder}: no frame has a usable pose")
     stems = [stems[i] for i in chosen_frames(frames, len(stems), str(folder))]
 
-    camera_to_world = torch.stack([_read_pose(poses[s], (4, 4)) for s in stems])
+    camera_to_world = torch.stack([_read_pose(poses[s]) for s in stems])
     if up is not None:
         camera_to_world = _turn_up(up) @ camera_to_world
     depth_k = _intrinsics(folder, intrinsics)
@@ -89,7 +88,7 @@ def open_rgbd(
         if rgb[-1].shape != rgb[0].shape:
             sizes = [f"{color[s].name} is {x.shape[2]}x{x.shape[1]}" for s, x in ((stems[0], rgb[0]), (stem, rgb[-1]))]
             raise ValueError(f"{folder}: colour pictures must have one size; {sizes[0]}, {sizes[1]}")
-        depth.append(_read_depth(folder / f"{stem}.depth.png", depth_scale or 1000.0))
+        depth.append(read_depth(folder / f"{stem}.depth.png", depth_scale or 1000.0))
         if depth[-1].shape != depth[0].shape:
             raise ValueError(
                 f"{folder}: depth pictures must have one size; {stem}.depth.png is {depth[-1].shape[1]}x{depth[-1].shape[0]}, "
@@ -102,14 +101,14 @@ def open_rgbd(
     size, depth_size = tuple(rgb.shape[2:]), tuple(depth.shape[1:])
     if color_intrinsics is not None:
         k = torch.as_tensor(np.asarray(color_intrinsics), dtype=torch.float64)
-        depth = _register(depth, depth_k, k, size)
+        depth = register(depth, depth_k, k, size)
     elif depth_size == size:
         k = depth_k
     elif resize_depth:
         # Nearest, never blended: a mean of the table's depth and the wall's is a point in mid-air.
         stretch = torch.diag(torch.tensor([size[1] / depth_size[1], size[0] / depth_size[0], 1.0], dtype=torch.float64))
         k = stretch @ depth_k
-        depth = _register(depth, depth_k, k, size)
+        depth = register(depth, depth_k, k, size)
     else:
         raise ValueError(
             f"{folder}: depth is {depth_size[1]}x{depth_size[0]}, colour {size[1]}x{size[0]}; give color_intrinsics= to register "
@@ -135,42 +134,18 @@ def _intrinsics(folder: Path, given: np.ndarray | None) -> Float[Tensor, "3 3"]:
     file = folder / "camera-intrinsics.txt"
     if not file.is_file():
         raise ValueError(f"{folder}: camera-intrinsics.txt is missing; put it there or give intrinsics=")
-    k = _read_pose(file, (3, 3), check=False)
+    k = torch.from_numpy(read_matrix(file, (3, 3)))
     if not torch.isfinite(k).all() or k[0, 0] <= 0 or k[1, 1] <= 0:
         raise ValueError(f"{file}: expected a 3x3 matrix with positive focal lengths, found {k.tolist()}")
     return k
 
 
-def _read_pose(file: Path, shape: tuple[int, int], check: bool = True) -> Float[Tensor, "n n"]:
-    """A square matrix of numbers from a text file, float64; a pose that is not rigid is refused by name when `check`."""
-    if not file.is_file():
-        raise ValueError(f"{file}: the pose is missing (drop_bad_poses=True leaves such frames out)")
-    try:
-        values = [float(x) for x in file.read_text().replace(",", " ").split()]
-    except (ValueError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file}: expected {shape[0]}x{shape[1]} numbers, found other text") from error
-    if len(values) != shape[0] * shape[1]:
-        raise ValueError(f"{file}: expected {shape[0]}x{shape[1]} numbers, found {len(values)}")
-    matrix = torch.tensor(values, dtype=torch.float64).reshape(shape)
+def _read_pose(file: Path, check: bool = True) -> Float[Tensor, "4 4"]:
+    """A pose from a text file, float64; one that is not rigid is refused by name when `check`."""
+    matrix = torch.from_numpy(read_matrix(file, (4, 4), f"pose {DROP_HINT}"))
     if check and (fault := pose_fault(matrix)) is not None:
-        raise ValueError(f"{file}: this pose {fault} (drop_bad_poses=True leaves such frames out)")
+        raise ValueError(f"{file}: this pose {fault} {DROP_HINT}")
     return matrix
-
-
-def _read_depth(file: Path, scale: float | int) -> Float[Tensor, "h w"]:
-    """Metres from a 16-bit picture; 0 where nothing was measured."""
-    if not file.is_file():
-        raise ValueError(f"{file}: the depth picture is missing")
-    try:
-        with Image.open(file) as image:
-            image.load()
-            if image.mode not in ("I;16", "I;16B", "I"):
-                raise ValueError(f"{file}: expected 16-bit depth in millimetres, found a picture of mode {image.mode}")
-            raw = np.asarray(image).astype(np.int32)
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ValueError(f"{file}: cannot be read as a depth picture ({error})") from error
-    raw[raw == NO_MEASUREMENT] = 0
-    return torch.from_numpy((raw / scale).astype(np.float32))
 
 
 def _check_unit(folder: Path, depth: Float[Tensor, "t h w"]) -> None:
@@ -184,18 +159,6 @@ def _check_unit(folder: Path, depth: Float[Tensor, "t h w"]) -> None:
             f"{folder}: half of the depth lies {'beyond' if median > high else 'below'} {median:.3g} m when read as millimetres, "
             f"expected a median of {low} to {high} m; is it another unit? Give depth_scale= (units per metre) to settle it"
         )
-
-
-def _register(
-    depth: Float[Tensor, "t h w"], depth_k: Float[Tensor, "3 3"], color_k: Float[Tensor, "3 3"], size: tuple[int, int]
-) -> Float[Tensor, "t h2 w2"]:
-    """Depth as seen through `color_k` from the same point: each colour pixel takes the depth pixel its ray passes through."""
-    h, w = size
-    v, u = torch.meshgrid(torch.arange(h) + 0.5, torch.arange(w) + 0.5, indexing="ij")
-    rays = torch.stack([u, v, torch.ones_like(u)], -1).double() @ (depth_k @ torch.linalg.inv(color_k)).T
-    column, row = rays[..., 0].floor().long(), rays[..., 1].floor().long()
-    inside = (column >= 0) & (column < depth.shape[2]) & (row >= 0) & (row < depth.shape[1])
-    return depth[:, row.clamp(0, depth.shape[1] - 1), column.clamp(0, depth.shape[2] - 1)] * inside
 
 
 def _turn_up(up: Sequence[float | int]) -> Float[Tensor, "4 4"]:

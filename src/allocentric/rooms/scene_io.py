@@ -1,22 +1,10 @@
-"""Scene folders: a rendered room as `video.mp4` and `scene.json`, optionally with posed RGB-D frames in 7-Scenes layout.
+"""Rendered rooms as scene folders: `video.mp4` and `scene.json` (docs/scene_folder.md), optionally with posed RGB-D frames."""
 
-scene.json, lengths in metres, angles in radians, world z up:
-
-    format           "allocentric-scene", version 1
-    name             string
-    room_area        square metres, or null
-    floor            list of rooms, each a counter-clockwise list of [x, y]
-    objects          list of {id, label, center [x, y, z], size [dx, dy, dz], yaw}
-    frames           {times [T] seconds, camera_to_world [T][4][4], visibility [T][n objects]}: evenly spaced over the video;
-                     entries are null where unknown
-    camera           {width, height, intrinsics [3][3] in pixels of video.mp4}, absent when unknown
-"""
-
-import json
 import multiprocessing
 import os
 import shutil
 import tempfile
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -24,60 +12,10 @@ import av
 import numpy as np
 from PIL import Image
 
-from allocentric.geometry.boxes import Box3D
 from allocentric.rooms.generate import MIN_VISIBLE, pinhole, shutter_poses, staged
 from allocentric.rooms.mesh import Real
 from allocentric.rooms.raycast import meter, render, visibility_of
-from allocentric.scenes import AnnotatedScene, SceneObject
-
-
-def save_scene(scene: AnnotatedScene, path: str | os.PathLike, times: np.ndarray | None = None, camera: dict | None = None) -> None:
-    """Write a scene's ground truth to `path` (a scene.json); `times` are seconds of its annotated frames."""
-    document = {
-        "format": "allocentric-scene",
-        "version": 1,
-        "name": scene.name,
-        "room_area": scene.room_area,
-        "floor": [np.asarray(p).tolist() for p in scene.floor],
-        "objects": [
-            {"id": o.id, "label": o.label, "center": list(o.box.center), "size": list(o.box.size), "yaw": o.box.yaw}
-            for o in scene.objects
-        ],
-        "frames": {
-            "times": None if times is None else np.asarray(times).tolist(),
-            "camera_to_world": None if scene.camera_to_world is None else np.asarray(scene.camera_to_world).tolist(),
-            "visibility": None if scene.visibility is None else np.asarray(scene.visibility).tolist(),
-        },
-    }
-    if camera is not None:
-        document["camera"] = camera
-    Path(path).write_text(json.dumps(document) + "\n", encoding="utf-8")
-
-
-def load_scene(folder: str | os.PathLike) -> AnnotatedScene:
-    """The ground truth of a scene folder, or of a scene.json itself."""
-    path = Path(folder)
-    path = path / "scene.json" if path.is_dir() else path
-    if not path.is_file():
-        raise ValueError(f"{folder}: expected a scene folder with scene.json, found none")
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as e:
-        raise ValueError(f"{path}: not valid JSON: {e}") from None
-    if not isinstance(document, dict) or document.get("format") != "allocentric-scene" or document.get("version") != 1:
-        raise ValueError(f"{path}: expected an allocentric-scene file of version 1")
-    try:
-        objects = tuple(
-            SceneObject(int(o["id"]), o["label"], Box3D(tuple(o["center"]), tuple(o["size"]), float(o["yaw"]), o["label"]))
-            for o in document["objects"]
-        )
-        seen, poses = document["frames"]["visibility"], document["frames"]["camera_to_world"]
-        visibility = None if seen is None else np.asarray(seen, dtype=np.float64).reshape(len(seen), len(objects))
-        camera_to_world = None if poses is None else np.asarray(poses, dtype=np.float64).reshape(-1, 4, 4)
-        floor = tuple(np.asarray(p, dtype=np.float64).reshape(-1, 2) for p in document["floor"])
-        return AnnotatedScene(document["name"], objects, visibility, camera_to_world, floor, document["room_area"])
-    except (KeyError, TypeError, ValueError) as e:
-        raise ValueError(f"{path}: malformed scene: {type(e).__name__}: {e}") from None
+from allocentric.scenes import AnnotatedScene, save_scene
 
 
 def _render_span(job: tuple) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -156,9 +94,9 @@ def write_video(
         finally:
             if pool is not None:
                 pool.terminate()
-        scene = room.annotate(seen, poses[marked], MIN_VISIBLE)
+        scene = replace(room.annotate(seen, poses[marked], MIN_VISIBLE), times=marked / fps)
         camera = {"width": width, "height": height, "intrinsics": k.tolist()}
-        save_scene(scene, work / "scene.json", times=marked / fps, camera=camera)
+        save_scene(scene, work / "scene.json", camera)
         if posed_rgbd and (folder / "rgbd").exists():
             shutil.rmtree(folder / "rgbd")
         for item in sorted(work.iterdir()):

@@ -1,0 +1,54 @@
+"""Our own scene folders: `scene.json` (docs/scene_folder.md) beside the pictures it annotates.
+
+    scene.json                       objects, rooms, camera path; checked against the schema
+    rgbd/, video.mp4 or images/      what the camera saw; the first of these that is there is read
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
+
+import torch
+
+from allocentric.readers.images import list_images, open_images
+from allocentric.readers.rgbd import is_rgbd_folder, open_rgbd
+from allocentric.readers.video import open_video
+from allocentric.scenes import load_document
+from allocentric.views import Views, check_views
+
+
+def is_scene_folder(path: Path) -> bool:
+    """Whether a folder holds a scene.json."""
+    return (path / "scene.json").is_file()
+
+
+def open_scene_folder(
+    path: str | PathLike, frames: int | Sequence[int] | None = None, max_side: int | None = None, **options
+) -> Views:
+    """The pictures of a scene folder, with depth and poses from rgbd/, or with the intrinsics of scene.json.
+
+    options   passed to the reader of the pictures: `open_rgbd`, `open_video` or `open_images`.
+    """
+    folder = Path(path)
+    document = load_document(folder)
+    if (folder / "rgbd").is_dir() and is_rgbd_folder(folder / "rgbd"):
+        if max_side is not None:
+            raise ValueError(f"{folder}: max_side is for videos and images; an RGB-D capture is read at its own size")
+        return replace(open_rgbd(folder / "rgbd", frames, **options), source=str(folder))
+    if (folder / "video.mp4").is_file():
+        views = open_video(folder / "video.mp4", frames, max_side=max_side, **options)
+    elif (folder / "images").is_dir() and list_images(folder / "images"):
+        views = open_images(folder / "images", frames, max_side=max_side, **options)
+    else:
+        raise ValueError(f"{folder}: found no pictures, expected rgbd/, video.mp4 or images/")
+    camera = document.get("camera")
+    if camera is None:
+        return replace(views, source=str(folder))
+    height, width = views.frames.shape[2:]
+    shrink = torch.diag(torch.tensor([width / camera["width"], height / camera["height"], 1.0], dtype=torch.float64))
+    if abs(shrink[0, 0] / shrink[1, 1] - 1) > 0.02:
+        filed = f"{camera['width']}x{camera['height']}"
+        raise ValueError(f"{folder}: the pictures are {width}x{height}, the camera of scene.json {filed}")
+    k = (shrink @ torch.tensor(camera["intrinsics"], dtype=torch.float64)).float()
+    return check_views(replace(views, intrinsics=k.expand(len(views), 3, 3).contiguous(), source=str(folder)))
