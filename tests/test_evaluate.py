@@ -1,7 +1,7 @@
 """Scores of rooms: averaged as VSI-Bench does, resampled in pairs, resumed without a trace."""
 
 import json
-from dataclasses import asdict
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -36,7 +36,11 @@ TYPES = [
 
 
 def rows(rng: np.random.Generator, count: int = 300, rooms: int = 20) -> list[Row]:
-    return [Row(int(rng.integers(rooms)), TYPES[rng.integers(6)], "?", (), "1", "1", float(rng.random())) for _ in range(count)]
+    return [row(int(rng.integers(rooms)), TYPES[rng.integers(6)], float(rng.random())) for _ in range(count)]
+
+
+def row(room: int, task: str, score: float) -> Row:
+    return Row(Question(task, str(room), "?", (), "1"), "?", "1", "", (), score)
 
 
 def number(task: str, answer: str) -> Question:
@@ -52,11 +56,11 @@ def choice(answer: str, options: int = 4) -> Question:
 
 def test_the_summary_is_vsibenchs_macro_average():
     answered = [
-        Row(0, "object_counting", "?", (), "1", "1", 1.0),
-        Row(1, "object_counting", "?", (), "1", "1", 0.4),
-        Row(0, "object_rel_direction_easy", "?", (), "A", "A", 1.0),
-        Row(0, "object_rel_direction_easy", "?", (), "A", "A", 1.0),
-        Row(0, "object_rel_direction_hard", "?", (), "A", "B", 0.0),
+        row(0, "object_counting", 1.0),
+        row(1, "object_counting", 0.4),
+        row(0, "object_rel_direction_easy", 1.0),
+        row(0, "object_rel_direction_easy", 1.0),
+        row(0, "object_rel_direction_hard", 0.0),
     ]
     assert summary(answered) == pytest.approx({"object_counting": 70, "object_rel_direction": 50, "overall": 60})
 
@@ -66,7 +70,7 @@ def test_a_resample_of_all_rooms_once_is_the_plain_average():
     expected = aggregate((row.task, row.score) for row in answered).macro
     assert summary(answered)["overall"] == pytest.approx(expected, abs=1e-9)
     # one room only: every draw is that room
-    single = [Row(0, *list(asdict(row).values())[1:]) for row in answered]
+    single = [row(0, found.task, found.score) for found in answered]
     assert bootstrap({"a": single}, rooms=1, draws=5)["a"] == pytest.approx([expected] * 5, abs=1e-9)
 
 
@@ -75,18 +79,18 @@ def test_each_draw_is_the_macro_average_of_its_rooms():
     draws = bootstrap({"a": answered}, rooms=4, draws=50, seed=3)["a"]
     picks = np.random.default_rng(3).integers(0, 4, (50, 4))
     for pick, found in zip(picks, draws, strict=True):
-        drawn = [(row.task, row.score) for room in pick for row in answered if row.room == room]
+        drawn = [(row.task, row.score) for room in pick for row in answered if row.scene == str(room)]
         assert found == pytest.approx(aggregate(drawn).macro, abs=1e-9)
 
 
 def test_a_type_that_no_drawn_room_asks_does_not_count_as_zero():
-    answered = [Row(0, "object_counting", "?", (), "1", "1", 1.0), Row(1, "route_planning", "?", (), "A", "A", 1.0)]
+    answered = [row(0, "object_counting", 1.0), row(1, "route_planning", 1.0)]
     assert bootstrap({"a": answered}, rooms=2, draws=40)["a"] == pytest.approx([100.0] * 40)
 
 
 def test_the_bootstrap_is_repeatable_and_paired():
     better = rows(np.random.default_rng(2))
-    worse = [Row(**asdict(row) | {"score": row.score - 0.25}) for row in better]
+    worse = [replace(row, score=row.score - 0.25) for row in better]
     draws = bootstrap({"better": better, "worse": worse}, rooms=20, draws=200)
     again = bootstrap({"worse": worse, "better": better}, rooms=20, draws=200)
     assert np.array_equal(draws["better"], again["better"])
@@ -103,21 +107,21 @@ def test_the_constant_answer_is_the_best_single_one():
     # "2" is the most frequent and scores 2.1; "5" scores 1 + 0.6 on "4" + 0.7 on "6"
     train = [number("object_counting", n) for n in ("2", "2", "4", "5", "6")] + [choice(a) for a in "ABBC"]
     found = constant_rows(train, [[number("object_counting", "4"), choice("B")], [choice("C")]])
-    assert [(row.room, row.prediction) for row in found] == [(0, "5"), (0, "B"), (1, "B")]
+    assert [(row.scene, row.prediction) for row in found] == [("0", "5"), ("0", "B"), ("1", "B")]
     assert [row.score for row in found] == pytest.approx([0.6, 1.0, 0.0])
     assert [row.score for row in constant_rows(train[:5], [[choice("C")]])] == [0.0]  # never asked in training
 
 
 def test_chance_knows_the_number_of_options():
     found = chance_rows([[choice("A"), choice("B", options=2)], [number("object_counting", "3")]])
-    assert [(row.room, row.score) for row in found] == [(0, 0.25), (0, 0.5), (1, 0.0)]
+    assert [(row.scene, row.score) for row in found] == [("0", 0.25), ("0", 0.5), ("1", 0.0)]
 
 
 def test_rows_are_scored_by_the_rules_of_their_type():
-    assert row_of(0, number("object_counting", "4"), "3").score == pytest.approx(0.6)
-    assert row_of(0, choice("B"), "B. table").score == 1
+    assert row_of(number("object_counting", "4"), "3").score == pytest.approx(0.6)
+    assert row_of(choice("B"), "B. table").score == 1
     easy = Question("object_rel_direction_easy", "room", "?", ("A. left", "B. right"), "A")
-    assert (row_of(0, easy, "A").score, row_of(0, easy, "B").score) == (1, 0)
+    assert (row_of(easy, "A").score, row_of(easy, "B").score) == (1, 0)
 
 
 # ---- asking ----
@@ -144,14 +148,14 @@ def questions(shards):
 @pytest.fixture(scope="module")
 def answered(tmp_path_factory, model, processor, shards, questions):
     file = tmp_path_factory.mktemp("answers") / "deep" / "a.jsonl"
-    assert list(ask_rooms(model, processor, shards, questions, file)) == [(1, 3), (2, 3), (3, 3)]
+    assert list(ask_rooms(model, processor, shards, questions, file)) == [(0, 3), (1, 3), (2, 3), (3, 3)]
     return file
 
 
 def test_every_question_is_asked_of_its_own_room(answered, model, processor, shards, questions):
     found = read_rows(answered)
-    assert [(row.room, row.task, row.question, row.options, row.truth) for row in found] == [
-        (i, q.task, q.text, q.options, q.answer) for i, asked in enumerate(questions) for q in asked
+    assert [(row.scene, row.task, row.question.text, row.question.options, row.question.answer) for row in found] == [
+        (str(i), q.task, q.text, q.options, q.answer) for i, asked in enumerate(questions) for q in asked
     ]
     from allocentric.evaluate.rooms import base_task
     from allocentric.tasks import VSI_TASKS
@@ -183,7 +187,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(cut, answered, tmp_path, model, 
 def test_answers_to_other_questions_are_not_continued(answered, tmp_path, model, processor, shards, questions):
     file = tmp_path / "a.jsonl"
     file.write_text(answered.read_text())
-    with pytest.raises(ValueError, match="found answers to other questions about room 0"):
+    with pytest.raises(ValueError, match="that is not asked now"):
         next(ask_rooms(model, processor, shards, [asked[::-1] for asked in questions], file))
     assert file.read_text() == answered.read_text()
 

@@ -15,6 +15,8 @@ from tyro.conf import Positional, arg
 
 Sampling = Literal["uniform", "space_aware"]
 JSON = Annotated[bool, arg(help="print JSON, one object, and nothing else")]
+Detector = Annotated[str | None, arg(help="a transformers object detector, folder or hub id, that finds a capture's objects")]
+Labels = Annotated[tuple[str, ...], arg(help="what a zero-shot detector looks for; which labels of a closed-set one to keep")]
 Weights = Annotated[str | None, arg(help="folder or hub id of weights; default: nano, which comes with the package")]
 
 console = Console(stderr=True)
@@ -28,27 +30,81 @@ def ask(
     geometry: Annotated[str | None, arg(help="VGGT weights, for space-aware sampling of plain video")] = None,
     frames: Annotated[int, arg(help="how many frames the model sees")] = 16,
     sampling: Annotated[Sampling, arg(help="evenly spread frames, or those that together show most of the place")] = "uniform",
+    via: Annotated[
+        Literal["model", "graph", "both"], arg(help="a model that looks; geometry on the scene's graph, step by step; or both")
+    ] = "model",
+    detector: Detector = None,
+    labels: Labels = (),
     json: JSON = False,
 ) -> None:
     """Ask about a place.
 
     allo ask kitchen.mp4 "How many chairs are in this room?" "What is the size of this room (in square meters)?"
+    allo ask room/ --via graph "If I am standing by the bed and facing the desk, is the lamp to my left, right, or back?"
     """
     if not questions:
         raise ValueError('questions: found none, expected at least one: allo ask room.mp4 "How many chairs are in this room?"')
     _must_exist(source)
+    mapped, by_graph = None, []
+    if via != "model":
+        from allocentric.graph.programs import ask_graph
+
+        mapped = _map(source, detector, labels)
+        by_graph = [ask_graph(mapped.graph, question) for question in questions]
+    if via == "graph":
+        _print_graph_answers(source, mapped, by_graph, json)
+        return
     with console.status("loading the model"):
         loaded = _load(model, processor, geometry)
     with console.status(f"looking at {source}"):
         scene = loaded.watch(source, frames, sampling)
         answers = scene.ask(list(questions))
     if json:
-        _print_json({"source": str(source), "model": loaded.name, "answers": [asdict(answer) for answer in answers]})
+        report = {"source": str(source), "model": loaded.name, "answers": [asdict(answer) for answer in answers]}
+        _print_json(report | ({"graph_answers": [asdict(answer) for answer in by_graph]} if mapped else {}))
+        return
+    if mapped is not None:
+        _print_graph_answers(source, mapped, by_graph, False, [answer.text for answer in answers])
         return
     for answer in answers:
         print(f"{answer.question}\n  {answer.text}  (confidence {answer.confidence:.2f})")
     if loaded.name == "nano":
         console.print("nano was trained on procedural rooms alone: of real places its answers are guesses.", style="dim")
+
+
+def map_(
+    source: Annotated[Positional[Path], arg(help="an annotated scene, a posed RGB-D capture, a saved graph or a written map")],
+    json: Annotated[bool, arg(help="print the graph as JSON, and nothing else")] = False,
+    html: Annotated[Path | None, arg(help="write a self-contained page there")] = None,
+    png: Annotated[Path | None, arg(help="write a picture there")] = None,
+    detector: Detector = None,
+    labels: Labels = (),
+    frames: Annotated[int | None, arg(help="how many frames of a capture to look at; default: all")] = None,
+    scene: Annotated[str | None, arg(help="which scene, in an annotation file of many")] = None,
+) -> None:
+    """Draw the metric map of a place: objects, floor, free space and area.
+
+    allo map room/ --png room.png        allo map kitchen/ --detector DETECTOR --html kitchen.html
+    """
+    from allocentric.view.map import COLUMNS, heading, map_page, map_picture, object_rows
+
+    mapped = _map(source, detector, labels, frames, scene)
+    if html or png:
+        poses = None if mapped.views is None else mapped.views.camera_to_world.numpy()
+        picture = map_picture(mapped.graph, mapped.plan, poses)
+        if png:
+            picture.save(png)
+        if html:
+            html.write_text(map_page(mapped.graph, picture, mapped.origin), encoding="utf-8")
+    if json:
+        print(mapped.graph.to_json())
+        return
+    table = Table(*COLUMNS, title=f"{heading(mapped.graph)}; {mapped.origin}")
+    for row in object_rows(mapped.graph):
+        table.add_row(*row)
+    Console().print(table)
+    for written in filter(None, (png, html)):
+        print(f"map: {written}")
 
 
 def sample(
@@ -89,6 +145,37 @@ def sample(
         seen, even = 100 * selection.coverage[-1], 100 * selection.uniform_coverage
         print(f"they show {seen:.1f}% of what {selection.candidates} candidates show; evenly spread ones {even:.1f}%")
     print(f"contact sheet: {out}")
+
+
+def ground(
+    source: Annotated[Positional[Path], arg(help="a posed RGB-D capture; or a video or images, whose scale is then relative")],
+    descriptions: Annotated[Positional[tuple[str, ...]], arg(help="one or more descriptions of an object, each in quotes")],
+    proposals: Annotated[Path | None, arg(help="JSON of boxes to choose from; default: what stands apart in the depth")] = None,
+    model: Annotated[str | None, arg(help="folder or hub id of an S2-MLLM; default: the one that comes with the package")] = None,
+    frames: Annotated[int, arg(help="how many frames the model sees")] = 16,
+    up: Annotated[tuple[float, float, float] | None, arg(help="what is up in a 7-Scenes capture's world")] = None,
+    out: Annotated[Path, arg(help="folder for grounding.json and a picture of each box")] = Path("ground"),
+    json: JSON = False,
+) -> None:
+    """Find a described object: its 3D box, drawn into the frames that show it and into a map.
+
+    allo ground room/ "the chair closest to the window" --proposals boxes.json
+    """
+    from allocentric.ground import search
+
+    _must_exist(source)
+    _no_bars()
+    with console.status(f"looking at {source}"):
+        found = search(source, list(descriptions), model, proposals, frames, **({} if up is None else {"up": up}))
+        files = found.write(out)
+    if json:
+        _print_json(found.as_dict() | {"files": [str(file) for file in files]})
+        return
+    unit = "m" if found.views.scale == "metric" else "(relative scale)"
+    for one in found.found:
+        center, size = (", ".join(f"{value:.2f}" for value in part) for part in (one.box.center, one.box.size))
+        print(f"{one.description}\n  center {center} {unit}, size {size} {unit}, yaw {one.box.yaw:.2f}  ({one.box.score:.2f})")
+    print(f"{', '.join(map(str, files))}")
 
 
 def info(
@@ -146,31 +233,89 @@ def train(
 
     allo train recipes/nano.yaml --out out/nano
     """
-    from allocentric.train import finetune, run
-    from allocentric.train.recipe import FineTune, read_recipe
+    from allocentric.train import finetune, reinforce, run
+    from allocentric.train.recipe import FineTune, Pretrain, Reinforce, read_recipe
 
     plan = read_recipe(recipe)
-    if isinstance(plan, FineTune):
+    if isinstance(plan, Pretrain):
+        from allocentric.evaluate.spa3r import pretrain_and_report
+
+        if (report := pretrain_and_report(plan, out, smoke, show_progress, workers)) is not None:
+            print(report.read_text())
+    elif isinstance(plan, Reinforce):
+        reinforce.reinforce(reinforce.smoke(plan) if smoke else plan, out)
+    elif isinstance(plan, FineTune):
         finetune.finetune(finetune.smoke(plan) if smoke else plan, out)
     else:
         run.run(run.smoke(plan) if smoke else plan, out, show_progress, stages or run.STAGES, workers)
 
 
 def evaluate(
-    task: Annotated[Positional[Literal["rooms"]], arg(help="rooms: VSI-Bench's eight question types about unseen rooms")],
+    task: Annotated[Positional[str], arg(help="a benchmark, such as vsibench; rooms; or compare, score, import, export")],
+    files: Annotated[Positional[tuple[Path, ...]], arg(help="runs, for what is done with runs")] = (),
+    data: Annotated[Path | None, arg(help="the benchmark's official file, or the folder that holds it")] = None,
+    videos: Annotated[Path | None, arg(help="folder of videos: <scene>.mp4, or a folder <scene>")] = None,
+    images: Annotated[Path | None, arg(help="folder of the images of an image benchmark")] = None,
     model: Weights = None,
-    count: Annotated[int, arg(help="how many rooms")] = 200,
-    seed: Annotated[int, arg(help="seed of the first room; training uses seeds below 1,000,000")] = 10_000_000,
-    style: Literal["parts", "models"] = "parts",
-    per_task: Annotated[int, arg(help="questions of each type per room")] = 2,
-    out: Annotated[Path, arg(help="folder of rooms and answers; run again to resume")] = Path("out/eval"),
+    processor: Annotated[str | None, arg(help="where tokenizer and image processor lie, if not with the weights")] = None,
+    geometry: Annotated[str | None, arg(help="VGGT weights, for space-aware sampling of plain video")] = None,
+    baseline: Annotated[Literal["chance", "frequency", "blind"] | None, arg(help="ask this; blind: the model sees nothing")] = None,
+    profile: Annotated[str, arg(help="published scorer and prompt to follow; default: the benchmark's own")] = "",
+    subset: Annotated[str | None, arg(help="part of a benchmark, such as debiased or tiny of vsibench")] = None,
+    only: Annotated[str, arg(help="scenes to ask about, such as 'arkitscenes/*'")] = "*",
+    limit: Annotated[int | None, arg(help="ask only the first questions")] = None,
+    frames: Annotated[int, arg(help="how many frames the model sees")] = 16,
+    sampling: Sampling = "uniform",
+    max_new_tokens: Annotated[int, arg(help="longest answer")] = 128,
+    count: Annotated[int, arg(help="rooms: how many rooms")] = 200,
+    seed: Annotated[int, arg(help="rooms: seed of the first room; training uses seeds below 1,000,000")] = 10_000_000,
+    style: Annotated[Literal["parts", "models"], arg(help="rooms: their furniture")] = "parts",
+    per_task: Annotated[int, arg(help="rooms: questions of each type per room")] = 2,
+    log_format: Annotated[Literal["lmms-eval", "vlmevalkit"], arg(help="import, export: whose logs")] = "lmms-eval",
+    workers: Annotated[int, arg(help="threads that decode ahead")] = 2,
+    out: Annotated[Path, arg(help="folder of runs; run again to resume")] = Path("out/eval"),
     json: JSON = False,
 ) -> None:
-    """Score a model on questions about rooms it has never seen.
+    """Score a model on a benchmark, or on rooms it has never seen; compare two runs.
 
     allo eval rooms --count 200
+    allo eval vsibench --data VSI-Bench --videos VSI-Bench --model weights      (--baseline blind, chance, frequency)
+    allo eval compare out/eval/vsibench-a-1f2e3d4c out/eval/vsibench-b-5a6b7c8d
+    allo eval score out/eval/vsibench-a-1f2e3d4c --profile spatial_mllm         scores of another scorer, nothing asked again
+    allo eval import samples.jsonl vsibench --data VSI-Bench                    other people's outputs as a run
+    torchrun --nproc-per-node 8 -m allocentric.cli eval ...                     the same files, sooner
     """
-    from allocentric.evaluate.rooms import ask_rooms, read_rows, room_questions, summary
+    from allocentric.evaluate import command
+    from allocentric.evaluate.benchmark import Plan
+
+    if task == "rooms":
+        _evaluate_rooms(model, count, seed, style, per_task, out, json)
+        return
+    if model is None or Path(model).is_dir():
+        _no_bars()
+    plan = Plan(
+        task, data, model, processor, geometry, baseline, videos, profile, subset, images, only, limit, frames, sampling,
+        max_new_tokens=max_new_tokens, out=out, workers=workers,
+    )  # fmt: skip
+    found = command.run(plan, files, log_format, show_progress)
+    if found is None:
+        return
+    if json:
+        _print_json(found.to_dict())
+        return
+    columns, rows = found.table()
+    table = Table(*columns)
+    for cells in rows:
+        table.add_row(*cells)
+    Console().print(table)
+    for note in found.notes:
+        console.print(note, style="dim", markup=False)
+
+
+def _evaluate_rooms(model: str | None, count: int, seed: int, style: str, per_task: int, out: Path, json: bool) -> None:
+    from allocentric.evaluate.answers import read_rows
+    from allocentric.evaluate.rooms import ask_rooms, room_questions, summary
+    from allocentric.evaluate.run import process
     from allocentric.models.scene import weights_id
     from allocentric.train.shards import RoomShards, RoomsSpec, write_rooms
 
@@ -182,6 +327,8 @@ def evaluate(
     # named by the weights: two models in folders of one name must not continue each other's answers
     answers = out / f"{Path(loaded.name).name}-{weights_id(loaded.network)[:8]}-{style}-{seed}-{count}x{per_task}.jsonl"
     show_progress("questions", ask_rooms(loaded.network, loaded.processor, shards, room_questions(shards, per_task), answers))
+    if process()[0] > 0:
+        return
     scores = summary(read_rows(answers))
     if json:
         _print_json({"model": loaded.name, "rooms": count, "style": style, "scorer": "vsibench official", "scores": scores})
@@ -190,6 +337,103 @@ def evaluate(
     for name, score in scores.items():
         table.add_row(name, f"{score:.1f}")
     Console().print(table)
+
+
+def data(
+    action: Annotated[Positional[Literal["make", "report"]], arg(help="make questions, or describe those in files")],
+    files: Annotated[Positional[tuple[Path, ...]], arg(help="report: files of questions")] = (),
+    task: Annotated[tuple[str, ...], arg(help="question types; default: the eight of VSI-Bench")] = (),
+    scenes: Annotated[tuple[Path, ...], arg(help="annotated scenes or folders of them; scanqa, sqa3d: official files")] = (),
+    per_task: Annotated[int, arg(help="most questions of each type per scene")] = 6,
+    seed: int = 0,
+    videos: Annotated[str, arg(help="where trainers find the video of a {scene}")] = "{scene}/video.mp4",
+    out: Annotated[Path, arg(help="folder to write to; run again to resume")] = Path("out/data"),
+    workers: Annotated[int, arg(help="processes")] = 2,
+    json: JSON = False,
+) -> None:
+    """Make questions from annotated scenes, and show what their answers give away.
+
+    allo data make --task object_counting object_abs_distance --scenes out/rooms --out out/data
+    allo data report out/data/questions.jsonl
+    """
+    from allocentric.data import command
+
+    found = command.run(action, files, task, scenes, per_task, seed, videos, out, workers, show_progress)
+    if json:
+        _print_json(found.to_dict())
+        return
+    columns, rows = found.table()
+    table = Table(*columns)
+    for cells in rows:
+        table.add_row(*cells)
+    Console().print(table)
+    for note in found.notes:
+        console.print(note, style="dim", markup=False)
+
+
+def cold_start(
+    questions: Annotated[Positional[Path], arg(help="questions with answers (JSONL), or a folder of scenes as `allo rooms` makes")],
+    out: Annotated[Path, arg(help="the conversations, a JSONL file to train on; traces go to OUT.traces, run again to resume")],
+    root: Annotated[Path | None, arg(help="folder that the paths in the questions are relative to; default: theirs")] = None,
+    model: Annotated[str | None, arg(help="teacher: a folder of weights, a hub id, or nano")] = None,
+    endpoint: Annotated[str | None, arg(help="teacher: a server with OpenAI's chat protocol, http://localhost:8000/v1")] = None,
+    served: Annotated[str, arg(help="name of the model on the server")] = "",
+    program: Annotated[Literal["geometry", "notes"] | None, arg(help="no teacher: computed from annotated scenes")] = None,
+    count: Annotated[int, arg(help="how many questions, drawn at random")] = 5000,
+    k: Annotated[int, tyro.conf.arg(aliases=["-k"], help="traces of each question")] = 3,
+    form: Annotated[Literal["answer_tags", "notes"], arg(help="notes: as nano writes")] = "answer_tags",
+    frames: Annotated[int, arg(help="how many frames the teacher sees")] = 16,
+    temperature: float = 1.0,
+    max_new_tokens: int = 768,
+    workers: Annotated[int, arg(help="questions under way at a time, for servers")] = 1,
+    seed: int = 0,
+) -> None:
+    """Collect reasoning to fine-tune on: K traces of each question, the best kept if right and not below its type's median.
+
+    allo data cold-start questions.jsonl --root videos --endpoint http://localhost:8000/v1 --served NAME --out cold_start.jsonl
+
+    allo data cold-start out/rooms --program geometry --out out/rooms/cold_start.jsonl
+    """
+    from allocentric.train import cold_start as collecting
+
+    if sum(teacher is not None for teacher in (model, endpoint, program)) != 1:
+        raise ValueError("teacher: expected one of --model, --endpoint and --program")
+    root = root or (questions if questions.is_dir() else questions.parent)
+    posed = collecting.gather_questions(questions, count, seed=seed)
+    options = {"k": k, "frames": frames, "form": form, "temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed}
+    if model is not None:
+        teacher = collecting.model_teacher(_load(None if model == "nano" else model), root, **options)
+    elif endpoint is not None:
+        teacher = collecting.endpoint_teacher(endpoint, served, root, **options)
+    else:
+        teacher = collecting.program_teacher(collecting.PROGRAMS[program], form)
+    show_progress("questions", collecting.cold_start(posed, teacher, out, form, workers if endpoint else 1))
+    print(f"{sum(1 for _ in out.open())} of {len(posed)} questions in {out}")
+
+
+def view(
+    source: Annotated[Positional[Path], arg(help="a video, a folder of images, or a posed RGB-D folder")],
+    features: Annotated[Path, arg(help="Spa3R weights with their decoder: a folder, or spa3r.ckpt")],
+    like: Annotated[int, arg(help="start from the camera of this view, counted from 0")] = 0,
+    move: Annotated[tuple[float, float, float], arg(help="move it right, down, forward; for nano in metres")] = (0, 0, 0),
+    turn: Annotated[tuple[float, float], arg(help="then turn it right and down; degrees")] = (0, 0),
+    frames: Annotated[int, arg(help="how many views the latent is made of")] = 8,
+    out: Annotated[Path, arg(help="where to write the picture, a PNG")] = Path("features.png"),
+    json: JSON = False,
+) -> None:
+    """Show what a scene latent knows: features and depth predicted at a camera nobody filmed from.
+
+    allo view room.mp4 --features out/spa3r-nano/model --like 3 --move 0.5 0 0 --turn 30 0
+    """
+    from allocentric.view.features import Camera, picture_of
+
+    _must_exist(source)
+    report = picture_of(source, features, Camera(like, move, turn), frames, out)
+    if json:
+        _print_json(report)
+        return
+    print(f"depth there: {report['depth_min']:.2f} to {report['depth_max']:.2f}, in the unit of the weights")
+    print(f"picture: {out}")
 
 
 def demo(
@@ -204,11 +448,15 @@ def demo(
 
 COMMANDS = {
     "ask": ask,
+    "map": map_,
     "sample": sample,
+    "ground": ground,
     "info": info,
     "rooms": rooms,
     "train": train,
     "eval": evaluate,
+    "data": data,
+    "view": view,
     "demo": demo,
 }
 
@@ -220,6 +468,43 @@ def show_progress(name: str, steps: Iterable[tuple[int, int]]) -> None:
         task = bar.add_task(name, total=None)
         for done, total in steps:
             bar.update(task, completed=done, total=total)
+
+
+def _map(source: Path, detector: str | None, labels: tuple[str, ...], frames: int | None = None, scene: str | None = None):
+    """`allocentric.graph.source.open_graph` with a progress bar."""
+    from allocentric.graph.lift import load_detector
+    from allocentric.graph.source import graph_steps
+
+    _must_exist(source)
+    if detector is not None:
+        _no_bars()
+    found = None if detector is None else load_detector(detector, labels)
+    result = None
+
+    def steps():
+        nonlocal result
+        for done, total, mapped in graph_steps(source, found, frames, scene):
+            result = mapped
+            yield done, total
+
+    show_progress("map", steps())
+    return result
+
+
+def _print_graph_answers(source: Path, mapped, answers: list, as_json: bool, by_model: list[str] | None = None) -> None:
+    """Answers from a graph with what they rest on; beside a model's where there are any."""
+    from allocentric.graph.explain import disagrees, explain
+
+    if as_json:
+        _print_json({"source": str(source), "graph": mapped.origin, "answers": [asdict(answer) for answer in answers]})
+        return
+    for i, answer in enumerate(answers):
+        print(f"{answer.question}\n  {answer.text}  (graph: {mapped.origin})")
+        for line in explain(mapped.graph, answer):
+            print(f"    {line}")
+        if by_model is not None:
+            differ = "   <- disagrees with the graph" if disagrees(answer, by_model[i]) else ""
+            print(f"  {by_model[i]}  (model){differ}")
 
 
 def _load(model: str | None, processor: str | None = None, geometry: str | None = None):
@@ -249,11 +534,19 @@ def _print_json(value: dict) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Run one command. What the user got wrong ends in one line and exit code 2."""
+    argv = sys.argv[1:] if argv is None else argv
+    commands, prog = COMMANDS, "allo"
+    if argv[:2] == ["data", "cold-start"]:  # with options of its own
+        commands, prog, argv = {"cold-start": cold_start}, "allo data", argv[1:]
     try:
-        tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="allo", description=__doc__.splitlines()[0], args=argv)
+        tyro.extras.subcommand_cli_from_dict(commands, prog=prog, description=__doc__.splitlines()[0], args=argv)
     except (ValueError, OSError) as error:
         print(f"allo: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("allo: interrupted; run the same command again to continue", file=sys.stderr)
         sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

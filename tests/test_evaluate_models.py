@@ -1,0 +1,149 @@
+"""Models in runs: shown the right frames of the right video, encoded once, asked blind; and the command line."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+import allocentric.model
+from allocentric import cli
+from allocentric.evaluate.benchmark import read_run
+from allocentric.evaluate.responders import Seeing, as_video
+from allocentric.models.scene import Scene
+from allocentric.readers import open_views
+from allocentric.tasks.base import Question
+from allocentric.tasks.vsibench import VSIBench
+from test_evaluate_runs import write_vsibench
+from test_model import save_checkpoint, write_video
+from test_spatial_mllm import frames, tiny_processor
+
+
+@pytest.fixture(scope="module")
+def nano(tmp_path_factory):
+    """In nano's place: a tiny model with everything in one folder."""
+    folder = save_checkpoint(tmp_path_factory.mktemp("nano"))
+    tiny_processor().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def benchmark(tmp_path_factory):
+    """Six questions about two videos, in VSI-Bench's layout."""
+    folder = write_vsibench(tmp_path_factory.mktemp("data"), count=2)
+    (folder / "set").mkdir()
+    for scene in range(2):
+        write_video(folder / "set" / f"{scene:02d}.mp4", frames(10, seed=scene))
+    return folder
+
+
+@pytest.fixture
+def allo(monkeypatch, capsys, nano, tmp_path):
+    """Run a command in an empty folder: what it printed, its complaints, its exit code."""
+    monkeypatch.setattr(allocentric.model, "NANO", nano)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: object) -> tuple[str, str, int]:
+        code = 0
+        try:
+            cli.main([str(word) for word in words])
+        except SystemExit as end:
+            code = end.code or 0
+        said = capsys.readouterr()
+        return said.out, said.err, code
+
+    return run
+
+
+def test_every_question_is_asked_of_its_own_video_encoded_once(allo, benchmark, tmp_path, monkeypatch):
+    encoded, encode = [], Scene.encode
+    monkeypatch.setattr(Scene, "encode", lambda m, p, views: encoded.append(views.source) or encode(m, p, views))
+    words = ("eval", "vsibench", "--data", benchmark, "--videos", benchmark, "--frames", 4, "--max-new-tokens", 5, "--out", "runs")
+    out, err, code = allo(*words, "--json")
+    assert code == 0, err
+    assert len(encoded) == 2
+    [folder] = (tmp_path / "runs").iterdir()
+    about, rows = read_run(folder)
+    assert about["frames"] == 4 and about["model"] == "nano" and len(about["weights"]) == 16
+    model = allocentric.load()
+    for scene in range(2):
+        mine = [row for row in rows if row.scene == f"set/{scene:02d}"]
+        watched = model.watch(open_views(benchmark / "set" / f"{scene:02d}.mp4", 4))
+        for row, answer in zip(mine, watched.ask([VSIBench().prompt(row.question) for row in mine], 5), strict=True):
+            assert (row.prediction, row.frames, row.prompt) == (answer.text, (0, 3, 6, 9), answer.question)
+            assert row.score == VSIBench().score(row.question, row.prediction)
+    assert json.loads(out)["scores"]["micro"]["score"] == pytest.approx(100 * sum(row.score for row in rows) / 6)
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    monkeypatch.setattr(Scene, "encode", None)  # nothing is left to ask
+    assert allo(*words, "--json")[0] == out
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
+
+
+def test_the_blind_model_is_asked_without_videos(allo, benchmark, tmp_path):
+    words = ("eval", "vsibench", "--data", benchmark, "--max-new-tokens", 3, "--out", "runs")
+    assert allo(*words)[2] == 2  # a model that sees needs --videos
+    out, err, code = allo(*words, "--baseline", "blind")
+    assert code == 0 and "object_counting" in out, err
+    [folder] = (tmp_path / "runs").iterdir()
+    about, rows = read_run(folder)
+    assert about["sees"] == "nothing (blind)" and all(row.frames == () for row in rows)
+
+
+def test_runs_are_compared_scored_again_and_handed_on(allo, benchmark, tmp_path):
+    for baseline in ("chance", "frequency"):
+        assert allo("eval", "vsibench", "--data", benchmark, "--baseline", baseline, "--out", "runs")[2] == 0
+    a, b = sorted((tmp_path / "runs").iterdir())
+    found = json.loads(allo("eval", "compare", a, b, "--json")[0])
+    rows = {folder: read_run(folder)[1] for folder in (a, b)}
+    assert found["scores"]["micro"]["a"] == pytest.approx(100 * sum(row.score for row in rows[a]) / 6)
+    assert found["mcnemar"]["n"] == 4 and "b - a" in allo("eval", "compare", a, b)[0]
+    again = json.loads(allo("eval", "score", b, "--profile", "vlmevalkit", "--json")[0])
+    assert again["profile"] == "vlmevalkit" and (b / "vlmevalkit" / "report.md").is_file()
+    assert allo("eval", "export", b, "log.jsonl")[2] == 0
+    out, err, code = allo("eval", "import", "log.jsonl", "vsibench", "--data", benchmark, "--out", "imported", "--json")
+    assert code == 0, err
+    assert json.loads(out)["scores"] == json.loads((b / "report.json").read_text())["scores"]
+    for words, complaint in (
+        (("compare", a), "found 1 files, expected two runs"),
+        (("compare", a, "nowhere"), "nowhere: found no answers"),
+        (("nothing",), "task: found 'nothing'"),
+        (("vsibench", a), "expected only options"),
+    ):
+        _, err, code = allo("eval", *words, "--data", benchmark)
+        assert code == 2 and complaint in err, err
+
+
+def test_images_are_shown_as_they_are_listed(tmp_path):
+    for i, size in enumerate([(20, 10), (40, 20), (20, 10)]):
+        Image.new("RGB", size, (60 * i, 0, 0)).save(tmp_path / f"{i}.png")
+    question = Question("t", "s", "?", (), "1", id="1", images=tuple(str(tmp_path / f"{i}.png") for i in (2, 1)))
+    seen = Seeing(None, {}).see([question])
+    assert seen.frames.shape == (2, 3, 10, 20) and seen.frames[:, 0, 5, 5].tolist() == [120, 60]
+    assert torch.equal(as_video([open_views(tmp_path / "0.png")]).frames, open_views(tmp_path / "0.png").frames)
+
+
+def test_space_aware_sampling_is_that_of_watching(nano, benchmark, monkeypatch):
+    monkeypatch.setattr(allocentric.model, "NANO", nano)
+    model = allocentric.load(device="cpu")
+    video = benchmark / "set" / "01.mp4"
+    responder = Seeing(model, {"set/01": video}, frames=3, sampling="space_aware", candidates=6, max_new_tokens=2)
+    asked = [Question("t", "set/01", "how many?", (), "1", id="1")]
+    [reply] = responder.reply(responder.see(asked), asked, ["how many?"])
+    assert reply.frames == model.watch(video, 3, "space_aware", candidates=6).frames
+
+
+def test_data_is_made_and_described(allo, tmp_path):
+    from allocentric.scenes import save_scene
+    from test_data_make import room
+
+    for seed in range(3):
+        (tmp_path / "scenes" / str(seed)).mkdir(parents=True)
+        save_scene(room(seed), tmp_path / "scenes" / str(seed) / "scene.json")
+    words = ("data", "make", "--task", "object_counting", "room_size_estimation", "--scenes", "scenes", "--out", "made")
+    found = json.loads(allo(*words, "--json")[0])
+    assert set(found["types"]) == {"object_counting", "room_size_estimation"} and found["types"]["room_size_estimation"]["n"] == 3
+    assert json.loads(allo("data", "report", "made/questions.jsonl", "--json")[0]) == found
+    assert json.loads((tmp_path / "made" / "report.json").read_text()) == found
+    _, err, code = allo("data", "make", "--scenes", "nowhere")
+    assert code == 2 and "nowhere: found no such file or folder" in err
