@@ -1,7 +1,7 @@
 """Recipes: training runs as YAML files. `allo train recipes/nano.yaml --out out/nano` runs one, stage by stage.
 
 A stage that has finished is skipped and one that was interrupted continues, so running the command again is how to resume.
-`kind` in the file says which class below its keys belong to: "rooms" (the default) or "finetune".
+`kind` in the file says which class below its keys belong to (`KINDS`); "rooms" is the default.
 """
 
 import types
@@ -27,6 +27,7 @@ class Optimisation:
     learning_rate   the highest; a stage that names learning rates of parts goes by those instead.
     warmup          share of the steps, or their number.
     clip            largest norm of the gradient.
+    bf16            compute in bfloat16 where that pays; None: where the hardware does it natively.
     checkpointing   recompute activations in the backward pass: less memory, a third more time.
     """
 
@@ -39,7 +40,7 @@ class Optimisation:
     schedule: str = "cosine"
     weight_decay: float = 0.05
     clip: float = 1.0
-    bf16: bool = False
+    bf16: bool | None = False
     checkpointing: bool = False
     workers: int = 1
     log_every: int = 25
@@ -63,7 +64,7 @@ class Optimisation:
             lr_scheduler_type=self.schedule,
             weight_decay=self.weight_decay,
             max_grad_norm=self.clip,
-            bf16=self.bf16,
+            bf16=native_bf16() if self.bf16 is None else self.bf16,
             gradient_checkpointing=self.checkpointing,
             dataloader_num_workers=self.workers,
             dataloader_persistent_workers=self.workers > 0,
@@ -75,6 +76,13 @@ class Optimisation:
             report_to=[],
             use_cpu=not torch.cuda.is_available(),
         )
+
+
+def native_bf16() -> bool:
+    """Whether this machine multiplies bfloat16 matrices in hardware; emulated, they are several times slower than float32."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu.get_capabilities().get("avx512_bf16", False)
 
 
 @dataclass(frozen=True)
@@ -189,10 +197,160 @@ class FineTune:
     mrope_time_step: int | None = None
 
 
-KINDS = {"rooms": Recipe, "finetune": FineTune}
+@dataclass(frozen=True)
+class GRPOSettings:
+    """Group relative policy optimisation (`train.grpo`).
+
+    group            completions of each question, sampled at `temperature`, at most `max_new_tokens` long.
+    stop             a completion also ends where its text ends in one of these.
+    beta             weight of the KL divergence to the reference, the model training starts from.
+    clip, clip_high  the ratio to the policy that sampled is kept within [1 - clip, 1 + clip_high]; None: as `clip`.
+    updates          optimiser steps on each batch of completions.
+    divide_by_std    advantages in deviations of their group; False: only centred (arXiv 2503.20783).
+    average          of token losses: over each completion ("sequence"), or divided by `max_new_tokens` ("constant", 2503.20783).
+    log_samples      completions written to samples.jsonl per batch.
+    """
+
+    group: int = 8
+    temperature: float = 1.0
+    max_new_tokens: int = 768
+    stop: tuple[str, ...] = ()
+    beta: float = 0.04
+    clip: float = 0.2
+    clip_high: float | None = None
+    updates: int = 1
+    divide_by_std: bool = True
+    average: str = "sequence"
+    log_samples: int = 8
+
+    def __post_init__(self):
+        least = {"group": 2, "max_new_tokens": 1, "updates": 1}
+        for name, value in least.items():
+            if getattr(self, name) < value:
+                raise ValueError(f"grpo: {name}: found {getattr(self, name)}, expected at least {value}")
+        if self.temperature <= 0:
+            raise ValueError(f"grpo: temperature: found {self.temperature}, expected more than 0")
+        if self.average not in ("sequence", "constant"):
+            raise ValueError(f"grpo: average: found {self.average!r}, expected 'sequence' or 'constant'")
 
 
-def read_recipe(path: Path) -> Recipe | FineTune:
+@dataclass(frozen=True)
+class NanoRooms:
+    """Rooms and cached features that a run of recipes/nano.yaml left in the folder `run`; `tasks` are drawn from by weight."""
+
+    run: str
+    rooms: int
+    tasks: dict[str, float]
+    questions: int = 4
+    heldout: int = 0
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reinforce(FineTune):
+    """A model trained by reward (GRPO). As `FineTune`, but that data are questions with known answers instead of conversations.
+
+    data            JSONL files of questions (`train.questions`); or
+    rooms           procedural rooms. A batch counts scenes.
+    heldout         JSONL files of questions that are only asked, every `evaluate_every` steps.
+    form            "answer_tags" (published) or "notes" (nano): how completions are written (`train.rewards`).
+    rewards         weight of each reward; `mra` says which form of mean relative accuracy the reward of that name takes.
+    """
+
+    data: Annotations | None = None
+    rooms: NanoRooms | None = None
+    heldout: tuple[str, ...] = ()
+    evaluate_every: int = 100
+    form: str = "answer_tags"
+    rewards: dict[str, float]
+    mra: str = "released"
+    grpo: GRPOSettings
+
+    def __post_init__(self):
+        if (self.data is None) == (self.rooms is None):
+            raise ValueError("data: expected either `data` or `rooms`")
+
+
+@dataclass(frozen=True)
+class SceneData:
+    """Places to pretrain on: folders of videos, image folders or posed captures; or procedural rooms.
+
+    folders   each holds scenes; none: `rooms` rooms of `frames` frames are rendered, and `heldout` others to measure on.
+    heldout_folders   folders of scenes to measure on.
+    width     of the images, pixels; the height follows.
+    gaps      least and most frames from one view of a clip to the next.
+    """
+
+    width: int
+    gaps: tuple[int, int]
+    folders: tuple[str, ...] = ()
+    rooms: int = 0
+    heldout: int = 0
+    heldout_folders: tuple[str, ...] = ()
+    frames: int = 16
+
+    def __post_init__(self):
+        if bool(self.folders) == bool(self.rooms):
+            raise ValueError(f"data: found folders {list(self.folders)} and {self.rooms} rooms, expected one of the two")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is compared, and how. The default is the paper's.
+
+    views        "targets", or "all" (published code): also those whose features went into the latent.
+    regression   "l1", or "smooth_l1" (published code); beside one minus the cosine.
+    asymmetric   True: one pass of VGGT in which context views see context only and target views see all. False (published code):
+                 context views alone, then all views for targets, cameras and depth.
+    """
+
+    views: str = "targets"
+    regression: str = "l1"
+    asymmetric: bool = True
+
+    def __post_init__(self):
+        if self.views not in ("targets", "all") or self.regression not in ("l1", "smooth_l1"):
+            raise ValueError(
+                f"objective: found views {self.views!r} and regression {self.regression!r}, expected 'targets' or 'all', and 'l1' "
+                "or 'smooth_l1'"
+            )
+
+
+@dataclass(frozen=True)
+class Pretrain:
+    """A Spa3R, learned by predicting features of views that were not shown.
+
+    model            keys of `Spa3RConfig`; VGGT's sizes and the semantic width come from the teachers.
+    geometry         VGGT: a folder or hub id with its heads, or "nano", or a folder with a model like nano.
+    semantic         a DINOv2 or DINOv3 of transformers: a folder or hub id; or "nano" as above, whose 2D encoder it then is.
+    semantic_square  side, in pixels, that images are squeezed to for the semantic teacher; 224 as published. None: their own shape.
+    views            least and most views of a clip.
+    images           images of a batch on each process; a batch holds images / views clips.
+    mask_ratio       share of the views that are targets.
+    clips            clips drawn from a scene before they repeat; what teachers say of them is kept on disk. None: nothing is kept.
+    """
+
+    data: SceneData
+    model: dict[str, Any]
+    geometry: str
+    semantic: str
+    views: tuple[int, int]
+    images: int
+    optimisation: Optimisation
+    semantic_square: int | None = None
+    mask_ratio: float = 0.5
+    clips: int | None = None
+    objective: Objective = Objective()
+
+    def __post_init__(self):
+        if self.optimisation.steps is None:
+            raise ValueError("optimisation: found epochs, expected steps: clips are drawn without end")
+
+
+KINDS = {"rooms": Recipe, "finetune": FineTune, "grpo": Reinforce, "spa3r": Pretrain}
+
+
+def read_recipe(path: Path) -> Recipe | FineTune | Pretrain:
     """A recipe from YAML; an unknown, missing or mistyped key is an error that names it."""
     path = Path(path)
     if not path.is_file():
