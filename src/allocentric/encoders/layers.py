@@ -61,11 +61,19 @@ class Attention(nn.Module):
         self.k_norm = qk_norm(self.head_dim) if qk_norm else None
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Float[Tensor, "batch token dim"], rotation: Rotation | None = None) -> Float[Tensor, "batch token dim"]:
+    def forward(
+        self, x: Float[Tensor, "batch token dim"], rotation: Rotation | None = None, context: int | None = None
+    ) -> Float[Tensor, "batch token dim"]:
+        """`context`: the first so many tokens see only each other, the others see all; None: all see all."""
         batch, tokens, _ = x.shape
         q, k, v = self.qkv(x).view(batch, tokens, 3, self.num_heads, self.head_dim).unbind(2)
         q, k = _place(q, self.q_norm, rotation), _place(k, self.k_norm, rotation)
-        out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        if context is None:
+            out = F.scaled_dot_product_attention(q, k, v)
+        else:  # two calls stand for the block mask, which would be tokens x tokens large and rule out fast kernels
+            first = F.scaled_dot_product_attention(q[:, :, :context], k[:, :, :context], v[:, :, :context])
+            out = torch.cat([first, F.scaled_dot_product_attention(q[:, :, context:], k, v)], dim=2)
         return self.proj(out.transpose(1, 2).reshape(batch, tokens, -1))
 
 
@@ -121,8 +129,10 @@ class Block(nn.Module):
         self.norm1, self.attn, self.ls1 = norm(), Attention(dim, num_heads, qk_norm), LayerScale(dim, init_values)
         self.norm2, self.mlp, self.ls2 = norm(), MLP(dim, int(dim * mlp_ratio)), LayerScale(dim, init_values)
 
-    def forward(self, x: Float[Tensor, "batch token dim"], rotation: Rotation | None = None) -> Float[Tensor, "batch token dim"]:
-        x = self.ls1(x, self.attn(self.norm1(x), rotation))
+    def forward(
+        self, x: Float[Tensor, "batch token dim"], rotation: Rotation | None = None, context: int | None = None
+    ) -> Float[Tensor, "batch token dim"]:
+        x = self.ls1(x, self.attn(self.norm1(x), rotation, context))
         return self.ls2(x, self.mlp(self.norm2(x)))
 
 

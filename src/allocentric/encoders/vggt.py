@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import no_type_check
+from typing import Literal, no_type_check
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +40,8 @@ class VGGTConfig(PreTrainedConfig):
     num_heads                 head width (embed_dim / num_heads) is a multiple of 4: RoPE turns pairs on two axes.
     init_values               start of LayerScale in the alternating blocks and the camera head. 0.01 as published; 1.0 suits
                               small models trained from scratch.
+    global_qk_norm            norm of queries and keys in the global blocks: "layernorm" as published, or "rmsnorm", with which
+                              released Spa3R weights were made (`encoders.spa3r`).
     patch_embed_depth, patch_embed_num_heads, patch_embed_init_values
                               the DINOv2 patch encoder; None: `depth`, `num_heads`.
     camera_depth, camera_num_heads, camera_iterations
@@ -61,6 +63,7 @@ class VGGTConfig(PreTrainedConfig):
     num_register_tokens: int = 4
     rope_freq: float | int = 100.0
     init_values: float | int = 0.01
+    global_qk_norm: Literal["layernorm", "rmsnorm"] = "layernorm"
     patch_embed_depth: int | None = None
     patch_embed_num_heads: int | None = None
     patch_embed_init_values: float | int = 1.0
@@ -161,17 +164,21 @@ class VGGTAggregator(nn.Module):
         self.register_token = nn.Parameter(torch.empty(1, 2, config.num_register_tokens, c))
         block = partial(Block, c, config.num_heads, config.mlp_ratio, config.init_values, qk_norm=nn.LayerNorm)
         self.frame_blocks = nn.ModuleList(block() for _ in range(config.depth))
-        self.global_blocks = nn.ModuleList(block() for _ in range(config.depth))
+        global_norm = {"layernorm": nn.LayerNorm, "rmsnorm": nn.RMSNorm}[config.global_qk_norm]
+        self.global_blocks = nn.ModuleList(block(qk_norm=global_norm) for _ in range(config.depth))
         self.frame_blocks.apply(init_linear)
         self.global_blocks.apply(init_linear)
         nn.init.trunc_normal_(self.camera_token, std=0.02)
         nn.init.trunc_normal_(self.register_token, std=0.02)
 
-    def forward(self, images: Shaped[Tensor, "..."], layers: Sequence[int] = (-1,)) -> list[Float[Tensor, "b s t c2"]]:
+    def forward(
+        self, images: Shaped[Tensor, "..."], layers: Sequence[int] = (-1,), context: int | None = None
+    ) -> list[Float[Tensor, "b s t c2"]]:
         """Tokens after the asked pairs of blocks: (B, S, 1 + registers + patches, 2C), frame half then global half.
 
         images   (B, S, 3, H, W) in [0, 1]; H and W multiples of the patch size.
         layers   which pairs; negative counts from the last. Nothing else is kept, and nothing deeper than the deepest is run.
+        context  the first so many frames see only each other, the others see all (Spa3R's asymmetric views); None: all see all.
         """
         config = self.config
         b, s, height, width = self._check(images)
@@ -186,7 +193,7 @@ class VGGTAggregator(nn.Module):
         for i in range(max(wanted) + 1):
             x = self.frame_blocks[i](x.view(b * s, tokens, c), rotation)
             within = x if i in wanted else None
-            x = self.global_blocks[i](x.view(b, s * tokens, c), rotation)
+            x = self.global_blocks[i](x.view(b, s * tokens, c), rotation, None if context is None else context * tokens)
             if within is not None:
                 kept[i] = torch.cat([within.view(b, s, tokens, c), x.view(b, s, tokens, c)], dim=-1)
         return [kept[i] for i in wanted]

@@ -1,0 +1,331 @@
+"""Spa3-VLM (arXiv 2602.21186): Qwen2.5-VL whose visual tokens ask a scene latent made by Spa3R.
+
+    pixels ─► Qwen ViT ─► merger ─► x ──────────────┐
+       └────► Spa3R encoder ─► z ─► cross-attention ┴─ add ─► language model
+
+Frames are recovered from `pixel_values(_videos)` as in Spatial-MLLM, so the model needs no input beyond Qwen's own; a latent made
+earlier, or from frames of another size, can be given in their place.
+"""
+
+import hashlib
+from itertools import groupby
+from pathlib import Path
+from typing import no_type_check
+
+import torch
+from huggingface_hub.dataclasses import strict
+from jaxtyping import Float, Int
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedConfig, Qwen2_5_VLForConditionalGeneration
+from transformers.configuration_utils import SubConfigSpec
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import logging
+
+from allocentric.encoders.spa3r import Spa3RConfig, Spa3REncoder, load_spa3r
+from allocentric.fusion.cross_attention import CrossAttentionConnector, ZeroLinear
+from allocentric.models.scene import weights_id
+from allocentric.models.spatial_mllm import SpatialMLLMConfig, SpatialMLLMForConditionalGeneration, SpatialMLLMModel, unpatchify
+from allocentric.views import Views
+
+
+@no_type_check  # @strict checks the fields; the test hook cannot bind the further keywords Hugging Face passes
+@strict
+class Spa3VLMConfig(SpatialMLLMConfig):
+    """Qwen2.5-VL's config and that of a Spa3R encoder. Reads the released `spa3_vlm/config.json` as it is.
+
+    spa3r_config   the encoder; default: the released one (`Spa3RConfig.compat`) where the config says nothing.
+    adaptor_size   bottleneck of the connector's adaptor; None: a quarter of the language model's width, as published.
+    raw_vggt       the paper's ablation: in place of the latent, the connector reads VGGT's patch tokens of all views as they are.
+    The fields of Spatial-MLLM's own encoder and connector are unused here.
+    """
+
+    model_type = "spa3-vlm"
+    sub_configs_defaults = {  # noqa: RUF012
+        **SpatialMLLMConfig.sub_configs_defaults,
+        "spa3r_config": SubConfigSpec(Spa3RConfig),
+    }
+
+    spa3r_config: dict | PreTrainedConfig | None = None
+    adaptor_size: int | None = None
+    raw_vggt: bool = False
+
+    def __post_init__(self, **kwargs):
+        self.use_spatial = False  # no VGGT of Spatial-MLLM's kind beside the one inside Spa3R
+        given = self.spa3r_config
+        if given is None:
+            self.spa3r_config = Spa3RConfig.compat()
+        elif not isinstance(given, PreTrainedConfig):
+            self.spa3r_config = Spa3RConfig(**{k: v for k, v in given.items() if k != "model_type"})
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def tiny(cls, **changes) -> "Spa3VLMConfig":
+        """A two-layer model for tests: the same code, a few hundred thousand parameters."""
+        base = SpatialMLLMConfig.tiny(use_spatial=False).to_dict()
+        kept = {k: base[k] for k in ("text_config", "vision_config", "tie_word_embeddings") if k in base}
+        ids = {k: base[k] for k in ("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id")}
+        return cls(**{**kept, **ids, "spa3r_config": Spa3RConfig.tiny(), **changes})
+
+
+class Spa3VLMModel(SpatialMLLMModel):
+    """Qwen2.5-VL's backbone with the latent read in the hook. `spatial_encoder` is Spa3R's, frozen; `connector` is trained.
+
+    `encode_2d` and `encode_3d` are what can be kept of a scene, as in Spatial-MLLM; here the second is the latent.
+    """
+
+    config: Spa3VLMConfig
+
+    def __init__(self, config: Spa3VLMConfig):
+        super(SpatialMLLMModel, self).__init__(config)
+        text, spa3r = config.text_config, config.spa3r_config
+        self.spatial_encoder = Spa3REncoder(spa3r).requires_grad_(False)
+        width = 2 * spa3r.vggt_config.embed_dim if config.raw_vggt else spa3r.embed_dim
+        self.connector = CrossAttentionConnector(
+            width, text.hidden_size, text.num_attention_heads, config.adaptor_size or text.hidden_size // 4
+        )
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """As Hugging Face draws what a checkpoint lacks, but what starts at zero stays there."""
+        if isinstance(module, ZeroLinear):
+            module.reset_parameters()
+        else:
+            super()._init_weights(module)
+
+    # ---- the figure ----
+
+    def encode_3d(
+        self,
+        pixel_values: Float[Tensor, "patches features"],
+        grid_thw: Int[Tensor, "rows 3"],
+        scenes: list[list[int]] | None = None,
+    ) -> Float[Tensor, "latents width"]:
+        """The latents of all scenes, one after the other (`num_queries` rows each).
+
+        `scenes` lists the rows of `grid_thw` that are images of one place, in order; without it each row is a video, a scene of
+        its own. Scenes of equal shape run as one batch.
+        """
+        rows = unpatchify(pixel_values, grid_thw, self.config)
+        if scenes is None:
+            views = rows
+        else:  # every frame of an image is the same
+            step = self.config.vision_config.temporal_patch_size
+            views = [torch.cat([rows[row][::step] for row in scene]) for scene in scenes]
+        return self.encode_views(views).flatten(0, 1)
+
+    def encode_views(self, views: list[Float[Tensor, "_ 3 _ _"]]) -> Float[Tensor, "scenes q width"]:
+        """The latent of each list of frames in [0, 1]; sides are multiples of VGGT's patch size, whatever the 2D branch sees."""
+        latents: list[Tensor | None] = [None] * len(views)
+        shape = lambda i: tuple(views[i].shape)  # noqa: E731
+        with torch.no_grad():
+            for _, same in groupby(sorted(range(len(views)), key=shape), key=shape):
+                same = list(same)
+                for i, latent in zip(same, self._encode(torch.stack([views[i] for i in same])), strict=True):
+                    latents[i] = latent
+        if len(sizes := {len(latent) for latent in latents}) > 1:
+            raise ValueError(f"raw_vggt: found scenes of {sorted(sizes)} tokens in one batch, expected equal numbers")
+        return torch.stack(latents)
+
+    def _encode(self, images: Float[Tensor, "b s 3 h w"]) -> Float[Tensor, "b q width"]:
+        if not self.config.raw_vggt:
+            return self.spatial_encoder(images)
+        (tokens,) = self.spatial_encoder.aggregator(images)
+        return tokens[:, :, self.config.spa3r_config.vggt_config.special_tokens :].flatten(1, 2)
+
+    def fuse(
+        self,
+        features_2d: Float[Tensor, "tokens grouped_2d"],
+        latents: Float[Tensor, "latents width"],
+        counts: list[int],
+    ) -> Float[Tensor, "tokens hidden"]:
+        """Merge the 2D features; each scene's tokens then ask that scene's latent, and no other.
+
+        counts   visual tokens of each scene, in the order of the tokens.
+        """
+        merged = self.visual.merger(features_2d.to(self.dtype).reshape(-1, self.config.vision_config.hidden_size))
+        width = self.connector.projector[0].in_features
+        rows = len(latents) // len(counts) if self.config.raw_vggt else self.config.spa3r_config.num_queries
+        if latents.shape != (len(counts) * rows, width):
+            expected = f"{len(counts)} scenes of {rows} rows of {width}"
+            raise ValueError(f"latents: found shape {tuple(latents.shape)}, expected {expected}")
+        tokens = pad_sequence(merged.split(counts), batch_first=True)  # only queries are padded: no key is made up
+        added = self.connector(tokens, latents.to(self.dtype).unflatten(0, (len(counts), -1)))
+        return merged + torch.cat([row[:count] for row, count in zip(added, counts, strict=True)])
+
+    # ---- the hook ----
+
+    def get_video_features(
+        self,
+        pixel_values_videos: Tensor,
+        video_grid_thw: Int[Tensor, "videos 3"],
+        latents: Float[Tensor, "scenes q width"] | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPooling:
+        """Fused tokens of each video (`pooler_output`: one tensor per row of the grid).
+
+        latents   of each video, made earlier by `encode_views`; default: made from these pixels.
+        """
+        kept = self.encode_3d(pixel_values_videos, video_grid_thw) if latents is None else latents.flatten(0, 1)
+        return self.fuse_videos(self.encode_2d(pixel_values_videos, video_grid_thw), kept, video_grid_thw)
+
+    def get_image_features(
+        self,
+        pixel_values: Tensor,
+        image_grid_thw: Int[Tensor, "images 3"],
+        mm_token_type_ids: Int[Tensor, "batch length"] | None = None,
+        latents: Float[Tensor, "scenes q width"] | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPooling:
+        """Fused tokens of each image. Images of one prompt and size are one scene (`mm_token_type_ids` tells prompts apart).
+
+        latents   of each scene, made earlier by `encode_views`; default: made from these pixels.
+        """
+        scenes = self._image_scenes(image_grid_thw, mm_token_type_ids)
+        tokens = self._token_counts(image_grid_thw)
+        rows = self.encode_2d(pixel_values, image_grid_thw).split(tokens)
+        kept = self.encode_3d(pixel_values, image_grid_thw, scenes) if latents is None else latents.flatten(0, 1)
+        # images of two sizes in one prompt may be interleaved: bring each scene's together, and back
+        order = [row for scene in scenes for row in scene]
+        counts = [sum(tokens[row] for row in scene) for scene in scenes]
+        fused = self.fuse(torch.cat([rows[row] for row in order]), kept, counts).split([tokens[row] for row in order])
+        back = sorted(range(len(order)), key=order.__getitem__)
+        return self._per_row(torch.cat([fused[i] for i in back]), image_grid_thw)
+
+    def fuse_videos(
+        self, video_features_2d: Tensor, video_features_3d: Tensor, video_grid_thw: Tensor
+    ) -> BaseModelOutputWithPooling:
+        """What `get_video_features` returns, from features kept from earlier."""
+        counts = self._token_counts(video_grid_thw)
+        if len(video_features_2d) != sum(counts):
+            raise ValueError(f"video_features_2d: found {len(video_features_2d)} tokens, expected {sum(counts)} by the grids")
+        return self._per_row(self.fuse(video_features_2d, video_features_3d, counts), video_grid_thw)
+
+    def _token_counts(self, grid_thw: Tensor) -> list[int]:
+        return (grid_thw.prod(-1) // self.config.vision_config.spatial_merge_size**2).tolist()
+
+
+# Tensor names of the released folder (transformers 4.50) -> ours. Our own names match none of the patterns.
+RELEASED_NAMES = {
+    r"^visual\.": "model.visual.",
+    r"^model\.(embed_tokens|layers|norm)\.": r"model.language_model.\1.",
+    r"^geometry_encoder\.spa3r\.": "model.spatial_encoder.",
+    r"^geometry_projector\.": "model.connector.projector.",
+    r"^geom_cross_attention\.": "model.connector.attention.",
+    r"^ln\.": "model.connector.norm.",
+    r"^geometry_adaptor\.": "model.connector.adaptor.",
+    r"^geometry_gate\.0\.": "model.connector.gate.",
+}
+# What rides along in the released folder and answers no question: decoder, VGGT's heads, teachers.
+UNUSED = [
+    r"spa3r\.(camera_head|point_head|depth_head|track_head|dino|decoder|heads|depth_prob|pose_tokenizer)\.",
+    r"spatial_encoder\.(camera_head|point_head|depth_head|track_head|dino|decoder|heads|depth_prob|pose_tokenizer)\.",
+    r"\.patch_embed\.mask_token$",
+]
+
+
+class Spa3VLMForConditionalGeneration(SpatialMLLMForConditionalGeneration):
+    """Spa3-VLM with its language-model head: loss, `generate`, `save_pretrained`, PEFT as for Qwen2.5-VL."""
+
+    config: Spa3VLMConfig
+    _keys_to_ignore_on_load_unexpected = UNUSED
+
+    @classmethod
+    def from_pretrained(cls, path, *args, **kwargs):
+        """Hugging Face's `from_pretrained`, which here also understands the released folder's tensor names."""
+        kwargs.setdefault("key_mapping", RELEASED_NAMES)
+        return super().from_pretrained(path, *args, **kwargs)
+
+    def __init__(self, config: Spa3VLMConfig):
+        super(Qwen2_5_VLForConditionalGeneration, self).__init__(config)  # Qwen's own would build a second backbone
+        self.model = Spa3VLMModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+
+def load_spa3_vlm(
+    path: str | Path, spa3r_config: Spa3RConfig | dict | None = None, **kwargs
+) -> Spa3VLMForConditionalGeneration:
+    """Load the released `spa3_vlm` folder or one saved by this library, from a folder or hub id.
+
+    Missing and unexpected names are errors. `spa3r_config` overrides the encoder that the config implies (the released one where it
+    says nothing); `kwargs` go to `from_pretrained` (dtype, device_map, ...).
+    """
+    config, _ = PreTrainedConfig.get_config_dict(path)
+    if not is_spa3_vlm(config):
+        raise ValueError(
+            f"{path}: found model_type {config.get('model_type')!r}, expected 'spa3-vlm' (ours) or 'qwen2_5_vl' with "
+            "geometry_encoder_type 'spa3r' (released)"
+        )
+    if config.pop("model_type") != Spa3VLMConfig.model_type:
+        sizes = {"embed_dim": config.pop("spa3r_embed_dim", 768), "num_queries": config.pop("spa3r_num_queries", 256)}
+        config = {k: v for k, v in config.items() if not k.startswith(("geometry_encoder", "use_geometry"))}
+        config["spa3r_config"] = Spa3RConfig.compat(**sizes)
+    config.pop("architectures", None)
+    if spa3r_config is not None:
+        config["spa3r_config"] = spa3r_config
+    model, report = Spa3VLMForConditionalGeneration.from_pretrained(
+        path, config=Spa3VLMConfig(**config), output_loading_info=True, **kwargs
+    )
+    found = {kind: sorted(report[f"{kind}_keys"]) for kind in ("missing", "unexpected")}
+    if problems := [f"{kind} {names}" for kind, names in found.items() if names]:
+        raise ValueError(f"{path}: checkpoint does not fit the model: {'; '.join(problems)}")
+    model.model.spatial_encoder.requires_grad_(False)  # loading makes every parameter a trainable one
+    return model.eval()
+
+
+def is_spa3_vlm(config: dict) -> bool:
+    """Whether a config.json, as a dict, is that of a Spa3-VLM: ours, or the released one."""
+    return config.get("model_type") == Spa3VLMConfig.model_type or config.get("geometry_encoder_type") == "spa3r"
+
+
+def from_parts(qwen: str | Path, spa3r: str | Path | Spa3REncoder, **kwargs) -> Spa3VLMForConditionalGeneration:
+    """A Spa3-VLM to be trained: the weights of a Qwen2.5-VL and of a Spa3R, and a connector that adds nothing yet.
+
+    spa3r    a folder, a `spa3r.ckpt` (`encoders.spa3r.load_spa3r`), or the encoder itself.
+    kwargs   go to `from_pretrained` (dtype, device_map, ...).
+    """
+    config, _ = PreTrainedConfig.get_config_dict(qwen)
+    if (model_type := config.pop("model_type", None)) != "qwen2_5_vl":
+        raise ValueError(f"{qwen}: found model_type {model_type!r}, expected 'qwen2_5_vl'")
+    config.pop("architectures", None)
+    encoder = spa3r if isinstance(spa3r, Spa3REncoder) else load_spa3r(spa3r, decoder=False)
+    config = Spa3VLMConfig(**config, spa3r_config=encoder.config)
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # a page of names that are meant to be missing
+    try:
+        model, report = Spa3VLMForConditionalGeneration.from_pretrained(qwen, config=config, output_loading_info=True, **kwargs)
+    finally:
+        logging.set_verbosity(level)
+    new = ("model.spatial_encoder.", "model.connector.")
+    missing = sorted(name for name in report["missing_keys"] if not name.startswith(new))
+    if missing or report["unexpected_keys"]:
+        unexpected = sorted(report["unexpected_keys"])
+        raise ValueError(f"{qwen}: checkpoint does not fit Qwen2.5-VL: missing {missing[:8]}, unexpected {unexpected[:8]}")
+    own = model.model.spatial_encoder.state_dict()
+    model.model.spatial_encoder.load_state_dict({name: encoder.state_dict()[name] for name in own})
+    assert model.model.connector.adds_nothing(), "a new connector must leave the tokens as they are"
+    model.model.spatial_encoder.requires_grad_(False)  # loading makes every parameter a trainable one
+    return model.eval()
+
+
+def scene_latent(encoder: Spa3REncoder, views: Views, folder: str | Path | None = None) -> Float[Tensor, "q width"]:
+    """The latent of views whose sides are multiples of VGGT's patch size; read from `folder` where it was made before.
+
+    Kept as one safetensors file per scene (0.4 MB at full size), named by what was seen and which weights saw it.
+    """
+    seen = hashlib.sha256(repr(tuple(views.frames.shape)).encode() + views.frames.cpu().contiguous().numpy().tobytes())
+    file = None if folder is None else Path(folder) / f"{seen.hexdigest()[:32]}-{weights_id(encoder)[:32]}.safetensors"
+    if file is not None and file.is_file():
+        return load_file(file)["latent"]
+    parameter = encoder.projection.weight
+    images = views.frames.to(parameter.device).to(parameter.dtype) / 255
+    with torch.no_grad():
+        latent = encoder(images[None])[0].cpu()
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(".part")
+        save_file({"latent": latent.contiguous()}, partial)
+        partial.replace(file)
+    return latent
