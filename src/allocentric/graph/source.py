@@ -1,0 +1,88 @@
+"""Where a scene graph comes from: an annotated scene, a saved graph, a written map, or a capture with a detector."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+from allocentric.graph.floor_plan import FloorPlan, floor_plan, leveled
+from allocentric.graph.grammar import parse_map
+from allocentric.graph.lift import Detector, lift_steps
+from allocentric.graph.scene_graph import SceneGraph
+from allocentric.readers import open_scene, open_views
+from allocentric.readers.annotated import MANY, ONE
+from allocentric.views import Views
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """A graph and what it was made from.
+
+    origin   how the graph came about, in words.
+    views    the posed RGB-D views it was lifted from, z up; None when it was read.
+    plan     their floor; None when it was read.
+    """
+
+    graph: SceneGraph
+    origin: str
+    views: Views | None = None
+    plan: FloorPlan | None = None
+
+
+def open_graph(
+    path: str | PathLike, detector: Detector | None = None, frames: int | None = None, scene: str | None = None
+) -> Mapped:
+    """The scene graph of a place: see `graph_steps`."""
+    *_, (_, _, mapped) = graph_steps(path, detector, frames, scene)
+    return mapped
+
+
+def graph_steps(
+    path: str | PathLike, detector: Detector | None = None, frames: int | None = None, scene: str | None = None
+) -> Iterator[tuple[int, int, Mapped | None]]:
+    """`open_graph` as steps for a progress bar: yields (frames done, frames, None), at last with the result.
+
+    path       a saved graph (.json of `SceneGraph.to_json`) or written map (.txt); an annotated scene; or a posed RGB-D capture.
+    detector   finds objects in a capture (`graph.lift.load_detector`); with one, annotations are not looked at. Without one, a
+               capture that is not annotated has floor and free space, but no objects.
+    frames     how many evenly spread frames of a capture to look at; None: all.
+    scene      which scene, in an annotation file of many.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ValueError(f"{path}: found no such file or folder")
+    read = _read(path, scene) if detector is None else None
+    if read is not None:
+        yield 1, 1, read
+        return
+    views = open_views(path, frames)
+    if views.depth is None or views.camera_to_world is None:
+        raise ValueError(f"{path}: a map needs depth and poses, or annotations (scene.json); found neither")
+    views = leveled(views)
+    if detector is None:
+        plan = floor_plan(views)
+        graph = SceneGraph(path.name, (), floor=plan.outline, room_area=plan.area, scale=views.scale)
+        yield 1, 1, Mapped(graph, "measured from depth, without a detector", views, plan)
+        return
+    for done, graph in lift_steps(views, detector):
+        if graph is None:
+            yield done, len(views), None
+    yield len(views), len(views), Mapped(graph, f"lifted from detections in {len(views)} frames", views, floor_plan(views))
+
+
+def _read(path: Path, scene: str | None) -> Mapped | None:
+    """A graph that need not be measured; None when `path` is no such thing."""
+    if path.suffix == ".txt":
+        text = path.read_text(encoding="utf-8", errors="replace")
+        parsed = parse_map(text)
+        if not parsed.triplets:
+            raise ValueError(f"{path}: expected a map of triplets, found none in {parsed.n_lines} lines")
+        dropped = f"; {parsed.n_bad} of {parsed.n_lines} lines dropped" if parsed.n_bad else ""
+        return Mapped(SceneGraph.from_text(text, path.stem), f"solved from {len(parsed.triplets)} written triplets{dropped}")
+    if path.is_file() and path.suffix == ".json":
+        text = path.read_text(encoding="utf-8", errors="replace")
+        if '"allocentric-graph"' in text[:200]:
+            return Mapped(SceneGraph.from_json(text), "read from a saved graph")
+    if any(fits(path) for _, fits, _ in ONE + MANY):
+        return Mapped(SceneGraph.from_scene(open_scene(path, scene)), "exact, from annotations")
+    return None

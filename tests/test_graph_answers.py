@@ -1,0 +1,391 @@
+"""Questions read from text, answered by geometry on graphs; layouts solved from triplets; metrics."""
+
+import math
+
+import numpy as np
+import pytest
+
+from allocentric.geometry.boxes import Box3D
+from allocentric.graph.explain import disagrees, explain, used_triplets
+from allocentric.graph.free_space import FreeSpace
+from allocentric.graph.grammar import write_map
+from allocentric.graph.metrics import (
+    align,
+    cell_error,
+    direction_agreement,
+    grounding_quality,
+    map_quality,
+    object_f1,
+    position_rmse,
+    spacer_score,
+)
+from allocentric.graph.programs import ask_graph, sampled_distance, sector
+from allocentric.graph.questions import read_question
+from allocentric.graph.routes import read_turns, turn_name
+from allocentric.graph.scene_graph import GraphObject, SceneGraph
+from allocentric.graph.solve import solve_layout
+from allocentric.graph.triplets import Triplet, build_chain
+from allocentric.rooms.generate import MIN_VISIBLE, staged
+from allocentric.rooms.raycast import quick_visibility
+from allocentric.tasks import make_questions
+from allocentric.tasks.vsibench import aggregate, vsi_score
+
+HARD = (
+    "If I am standing by the {} and facing the {}, is the {} to my front-left, front-right, back-left, or back-right?\n"
+    "The directions refer to the quadrants of a Cartesian plane (if I am standing at the origin and facing along the positive y-axis)."  # noqa: E501
+)
+ROUTE = (
+    "You are a robot beginning at the {} and facing the {}. You want to navigate to the {}. You will perform the following actions "
+    "(Note: for each [please fill in], choose either 'turn back,' 'turn left,' or 'turn right.'): {} "
+    "You have reached the final destination."
+)
+ONE_TURN = ("A. Turn Back", "B. Turn Left", "C. Turn Right")
+
+
+def box(label, x, y, size=(0.6, 0.6, 0.8), z=None):
+    return Box3D((float(x), float(y), float(size[2] / 2 if z is None else z)), tuple(map(float, size)), 0.0, label)
+
+
+@pytest.fixture(scope="module")
+def graph():
+    boxes = [
+        box("bed", 1, 1, (2.0, 1.6, 0.6)), box("coffee table", 4, 1), box("trash bin", 4, 4, (0.3, 0.3, 0.4)),
+        box("chair", 2, 4), box("chair", 5, 3), box("floor lamp", 0.3, 4.5, (0.3, 0.3, 1.7)),
+    ]  # fmt: skip
+    floor = (np.array([[0.0, 0], [6, 0], [6, 5], [0, 5]]),)
+    return SceneGraph.from_boxes(boxes, first_seen=[3, 0, 2, 5, 1, 4], floor=floor, viewpoint=(3.0, 0.0, 1.5, math.pi / 2))
+
+
+@pytest.mark.parametrize(
+    ("question", "options", "text"),
+    [
+        ("How many chair(s) are in this room?", (), "2"),
+        ("how many chairs can you see?", (), "2"),
+        ("Measuring from the closest point of each object, what is the distance between the bed and the coffee table (in meters)?", (), "1.7"),  # noqa: E501
+        ("How far is the trash can from the coffee table?", (), "2.6"),
+        ("What is the length of the longest dimension (length, width, or height) of the bed, measured in centimeters?", (), "200"),
+        ("How tall is the floor lamp in meters?", (), "1.70"),
+        ("What is the size of this room (in square meters)? \nIf multiple rooms are shown, estimate the size of the combined space.", (), "30.0"),  # noqa: E501
+        ("Measuring from the closest point of each object, which of these objects (bed, chair, floor lamp, coffee table) is the closest to "  # noqa: E501
+         "the trash bin?", ("A. bed", "B. chair", "C. floor lamp", "D. coffee table"), "B"),
+        ("Which is farthest from the trash bin: the chair, the bed or the coffee table?", (), "the bed"),
+        (HARD.format("bed", "coffee table", "trash bin"), ("A. front-right", "B. back-left", "C. front-left", "D. back-right"), "C"),  # noqa: E501
+        (HARD.format("trash bin", "coffee table", "floor lamp"), (), "back-right"),
+        ("If I am standing by the bed and facing the trash bin, is the coffee table to the left or the right of the trash bin?",
+         ("A. left", "B. right"), "B"),
+        ("If I am standing by the coffee table and facing the trash bin, is the bed to my left, right, or back?\nAn object is to my back if "  # noqa: E501
+         "I would have to turn at least 135 degrees in order to face it.", ("A. back", "B. right", "C. left"), "C"),
+        ("What will be the first-time appearance order of the following categories in the video: bed, chair, trash bin, floor lamp?",  # noqa: E501
+         ("A. bed, chair, trash bin, floor lamp", "B. chair, trash bin, bed, floor lamp", "C. floor lamp, bed, trash bin, chair",
+          "D. trash bin, chair, floor lamp, bed"), "B"),
+        ("Where is the coffee table from the first camera position (x right, y forward, z up, in meters)?", (), "x 1.0 y 1.0 z -1.1"),  # noqa: E501
+    ],
+)  # fmt: skip
+def test_questions_are_answered(graph, question, options, text):
+    answer = ask_graph(graph, question, options)
+    assert answer.text == text, answer
+    assert answer.steps and not answer.missing
+
+
+def test_options_may_stand_in_the_text(graph):
+    prompt = (
+        "These are frames of a video.\nIf I am standing by the bed and facing the trash bin, is the coffee table to the left or the "  # noqa: E501
+        "right of the trash bin?\nOptions:\nA. left\nB. right\nAnswer with the option's letter from the given choices directly."
+    )
+    assert ask_graph(graph, prompt).text == "B"
+
+
+@pytest.mark.parametrize(
+    ("question", "missing"),
+    [
+        ("How many sofa(s) are in this room?", ("sofa",)),
+        ("What is the distance between the fridge and the sofa (in meters)?", ("fridge", "sofa")),
+        (HARD.format("bed", "door", "window"), ("door", "window")),
+        ("Which of these objects (bed, piano) is the closest to the trash bin?", ("piano",)),
+    ],
+)
+def test_what_the_graph_lacks_is_named_and_not_guessed(graph, question, missing):
+    answer = ask_graph(graph, question)
+    assert answer.missing == missing and answer.text.startswith("the graph has no ") and answer.guess == ""
+
+
+def test_without_first_frames_or_floor_the_answer_says_so():
+    bare = SceneGraph("bare", (GraphObject("bed", point=(0.0, 0.0)), GraphObject("desk", point=(2.0, 0.0))), scale="relative")
+    order = "What will be the first-time appearance order of the following categories in the video: bed, desk?"
+    assert ask_graph(bare, order).missing == ("first frame of the bed", "first frame of the desk")
+    assert ask_graph(bare, "How big is this room?").missing == ("floor",)
+    assert "no metric scale" in ask_graph(bare, "How far is the bed from the desk?").text
+    assert "box" in ask_graph(bare, "How tall is the bed?").missing[0]
+    assert "no program" in ask_graph(bare, "Is it raining?").text
+
+
+def test_labels_with_and_are_split_where_both_sides_are_known():
+    graph = SceneGraph.from_boxes([box("table and chairs", 0, 0), box("bed", 3, 0)])
+    answer = ask_graph(graph, "What is the distance between the table and chairs and the bed (in meters)?")
+    assert answer.text == "2.4" and answer.objects == ("table and chairs", "bed")
+
+
+@pytest.mark.parametrize(
+    ("level", "degrees", "name"),
+    [("easy", 10, "left"), ("easy", -170, "right"), ("medium", 134, "left"), ("medium", -135, "back"), ("hard", 91, "back-left"), ("hard", -89, "front-right")],  # noqa: E501
+)  # fmt: skip
+def test_sectors(level, degrees, name):
+    assert sector(level, math.radians(degrees)) == name
+
+
+def test_sampled_distances_are_a_little_longer():
+    a, b = box("a", 0, 0), box("b", 2, 0.1)
+    assert 1.4 <= sampled_distance(a, b) <= 1.4 + 0.06
+    graph = SceneGraph.from_boxes([a, b])
+    question = "What is the distance between the a and the b (in meters)?"
+    assert float(ask_graph(graph, question).text) == 1.4
+    with pytest.raises(ValueError, match="spacing"):
+        ask_graph(graph, question, spacing=-1.0)
+
+
+# --- Routes ---
+
+
+def steps(*actions):
+    return " ".join(f"{k}. {action}" for k, action in enumerate(actions, start=1)) + "."
+
+
+@pytest.mark.parametrize(
+    ("start", "faced", "stops", "letter"),
+    [("bed", "coffee table", ["coffee table", "trash bin"], "B"), ("trash bin", "coffee table", ["coffee table", "bed"], "C"),
+     ("coffee table", "bed", ["bed", "coffee table"], "A")],
+)  # fmt: skip
+def test_forward_then_turn(graph, start, faced, stops, letter):
+    actions = steps(f"Go forward until the {stops[0]}", "[please fill in]", f"Go forward until the {stops[1]}")
+    answer = ask_graph(graph, ROUTE.format(start, faced, stops[1], actions), ONE_TURN)
+    assert answer.text == letter and answer.confidence > 0.6 and not answer.missing
+
+
+def test_two_turns_and_one_that_is_given(graph):
+    actions = steps("[please fill in]", "Go forward until the coffee table", "[please fill in]", "Go forward until the trash bin")
+    options = ("A. Turn Left, Turn Left", "B. Turn Right, Turn Left", "C. Turn Back, Turn Right", "D. Turn Left, Turn Right")
+    answer = ask_graph(graph, ROUTE.format("bed", "floor lamp", "trash bin", actions), options)
+    assert answer.text == "B"
+    assert answer.steps[0].startswith("turn 1: ") and answer.steps[0].endswith("right")
+
+
+def test_a_route_over_unknown_places_is_a_guess_and_says_so(graph):
+    actions = steps("Go forward until the coffee table", "[please fill in]", "Go forward until the window")
+    answer = ask_graph(graph, ROUTE.format("bed", "coffee table", "window", actions), ONE_TURN)
+    assert answer.missing == ("window",) and answer.text == "the graph has no window"
+    assert answer.guess in ("A", "B", "C") and 1 / 3 <= answer.confidence < 0.9
+    assert ask_graph(graph, ROUTE.format("bed", "coffee table", "window", actions), ONE_TURN) == answer  # seeded
+
+
+def test_a_leg_around_an_obstacle_arrives_from_its_last_corner():
+    """The straight way is closed by a wall of wardrobes; one arrives from the side."""
+    boxes = [
+        box("door", 0.3, 2.5, (0.2, 0.2, 2)),
+        box("wardrobe", 2.5, 2.0, (0.6, 4.0, 2)),
+        box("desk", 4.5, 2.5),
+        box("lamp", 4.5, 0.4),
+    ]
+    floor = (np.array([[0.0, 0], [6, 0], [6, 5], [0, 5]]),)
+    graph = SceneGraph.from_boxes(boxes, floor=floor)
+    way = FreeSpace(graph).walk((0.3, 2.5), (4.5, 2.5))
+    assert len(way) >= 3 and way[:, 1].max() > 4.0
+    actions = steps("Go forward until the desk", "[please fill in]", "Go forward until the lamp")
+    answer = ask_graph(graph, ROUTE.format("door", "desk", "lamp", actions), ONE_TURN)
+    straight = ask_graph(
+        SceneGraph.from_boxes([boxes[0], *boxes[2:]], floor=floor), ROUTE.format("door", "desk", "lamp", actions), ONE_TURN
+    )
+    assert straight.text == "C" and abs(float(answer.steps[0].split()[2])) < abs(float(straight.steps[0].split()[2]))
+
+
+def test_free_space_and_no_way_through():
+    floor = (np.array([[0.0, 0], [4, 0], [4, 2], [0, 2]]),)
+    open_floor = FreeSpace(SceneGraph.from_boxes([box("rug", 1, 1, (1, 1, 0.02))], floor=floor))
+    assert open_floor.area == pytest.approx(8, abs=0.5)  # a rug is in nobody's way
+    closed = FreeSpace(SceneGraph.from_boxes([box("wall unit", 2, 1, (0.4, 2.4, 2))], floor=floor))
+    assert closed.area == pytest.approx(8 - 0.6 * 2, abs=0.5)
+    assert closed.walk((0.5, 1.0), (3.5, 1.0)) is None
+    assert len(open_floor.walk((0.5, 1.0), (3.5, 1.0))) == 2
+
+
+def test_turns_have_names():
+    assert [turn_name(a) for a in (80.0, -100.0, 170.0, 10.0)] == ["left", "right", "back", "straight"]
+    assert read_turns("Turn Left, Turn Back") == ("left", "back")
+
+
+# --- The eight tasks on rooms nobody trained on ---
+
+
+def test_exact_graphs_answer_all_eight_tasks():
+    rows, named = [], set()
+    for seed in range(10_000_000, 10_000_003):
+        room, path, fov = staged(seed)
+        poses = path.poses(np.linspace(0, path.duration, 16))
+        scene = room.annotate(quick_visibility(room, poses, 56, 70, fov), poses, MIN_VISIBLE)
+        graph = SceneGraph.from_scene(scene)
+        for q in make_questions(scene, np.random.default_rng(seed), 3):
+            asked = read_question(q.text, q.options)
+            named.add(asked.kind)
+            rows.append((q.task, vsi_score(q.task, q.answer, ask_graph(graph, q.text, q.options).text)))
+    assert len(named) >= 7 and aggregate(rows).macro >= 95
+
+
+# --- Showing and comparing ---
+
+
+def test_an_answer_is_explained_by_its_triplet(graph):
+    answer = ask_graph(graph, HARD.format("bed", "coffee table", "trash bin"))
+    (triplet,) = used_triplets(graph, answer)
+    assert triplet.nodes == (("bed", 1), ("coffee table", 1), ("trash bin", 1))
+    assert any("turn 45 degrees to the left: front-left" in line for line in explain(graph, answer))
+    several = explain(graph, ask_graph(graph, "How many chairs are in this room?"))
+    assert "chair.1" in several[0] and several[-1] == "compute  count = 2"
+
+
+def test_disagreement(graph):
+    count = ask_graph(graph, "How many chairs are in this room?")
+    assert disagrees(count, "3") and disagrees(count, "many") and not disagrees(count, "2 chairs")
+    size = ask_graph(graph, "How big is this room?")
+    assert not disagrees(size, "28.5") and disagrees(size, "20")
+    turn = ask_graph(graph, HARD.format("bed", "coffee table", "trash bin"))
+    assert disagrees(turn, "front-right") and not disagrees(turn, "Front-left.")
+    assert not disagrees(ask_graph(graph, "How many sofas are there?"), "1")
+
+
+# --- Layouts ---
+
+
+@pytest.fixture(scope="module")
+def layout_room():
+    points = np.random.default_rng(5).random((12, 2)) * [6, 5]
+    nodes = [(label, 1) for label in "abcdefghijkl"]
+    return nodes, points
+
+
+@pytest.mark.parametrize("axes", ["shared", "free"])
+def test_triplets_become_one_layout(layout_room, axes):
+    nodes, points = layout_room
+    triplets = build_chain(
+        nodes, points, redundancy=4, axes="shared" if axes == "shared" else "random", rng=np.random.default_rng(0)
+    )
+    layout = solve_layout(triplets, axes)
+    order = [layout.nodes.index(node) for node in nodes]
+    rigid = position_rmse(layout.points[order], points, scale=False)
+    assert layout.metric and not layout.unplaced and rigid < 0.3 and layout.residual.max() < 1.5
+    if axes == "shared":  # heading is known, too
+        offset = layout.points[order] - points
+        assert np.abs(offset - offset.mean(0)).max() < 0.6
+
+
+def test_without_extents_the_layout_is_relative(layout_room):
+    nodes, points = layout_room
+    layout = solve_layout(build_chain(nodes, points, redundancy=4, metric=False))
+    order = [layout.nodes.index(node) for node in nodes]
+    assert not layout.metric and position_rmse(layout.points[order], points) < 0.25
+    moved = align(layout.points[order], points)
+    turn = np.angle(
+        ((points - points.mean(0)) @ [1, 1j]) @ np.conj((layout.points[order] - layout.points[order].mean(0)) @ [1, 1j])
+    )
+    assert abs(np.degrees(turn)) < 5 and np.isfinite(moved).all()
+
+
+def test_one_wrong_line_is_outvoted(layout_room):
+    nodes, points = layout_room
+    triplets = build_chain(nodes, points, redundancy=4)
+    wrong = Triplet(triplets[7].nodes, tuple(tuple(9 - v for v in cell) for cell in triplets[7].cells), triplets[7].extent)
+    spoiled = [*triplets[:7], wrong, *triplets[8:]]
+    errors = {}
+    for robust in (True, False):
+        layout = solve_layout(spoiled, robust=robust)
+        order = [layout.nodes.index(node) for node in nodes]
+        errors[robust] = position_rmse(layout.points[order], points, scale=False)
+        assert int(np.nanargmax(layout.residual)) == 7
+    assert errors[True] < 0.7 * errors[False]
+    weighted = solve_layout(spoiled, weights=[0.01 if t is wrong else 1.0 for t in spoiled], robust=False)
+    order = [weighted.nodes.index(node) for node in nodes]
+    assert position_rmse(weighted.points[order], points, scale=False) < errors[False]
+
+
+def test_what_hangs_in_the_air_is_reported():
+    cells = ((0, 0), (9, 0), (0, 9))
+    one = Triplet((("a", 1), ("b", 1), ("c", 1)), cells)
+    two = Triplet((("c", 1), ("b", 1), ("d", 1)), cells)
+    other = Triplet((("x", 1), ("y", 1), ("z", 1)), cells)
+    layout = solve_layout([one, two, other])
+    assert set(layout.nodes) == set((*one.nodes, *two.nodes)) and layout.unplaced == other.nodes
+    assert np.isnan(layout.residual[2]) and layout.place(("x", 1)) is None
+    assert solve_layout([]).nodes == ()
+    with pytest.raises(ValueError, match="weights"):
+        solve_layout([one], weights=[1.0, 2.0])
+
+
+def test_sigma_is_about_the_error():
+    ratios = []
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        points = rng.random((10, 2)) * [6, 5]
+        nodes = [("o", i + 1) for i in range(10)]
+        layout = solve_layout(build_chain(nodes, points, redundancy=4))
+        order = [layout.nodes.index(node) for node in nodes]
+        error = align(layout.points[order], points, scale=False) - points
+        ratios.append(np.sqrt((error**2).mean()) / np.sqrt((layout.sigma[order] ** 2).mean()))
+    assert 0.4 < np.mean(ratios) < 2.5
+
+
+# --- Metrics ---
+
+
+def test_a_perfect_map_scores_perfectly(layout_room):
+    nodes, points = layout_room
+    triplets = build_chain(nodes, points, redundancy=6)
+    asked = [(0, 1, 2), (3, 4, 5), (6, 7, 8), (9, 10, 11)]
+    quality = map_quality(triplets, solve_layout(triplets), nodes, points, asked)
+    assert quality["object_f1"] == quality["validity"] == quality["direction"] == 1
+    assert quality["position_rmse"] < 0.25 and quality["spacer"] > 0.95
+    partial = map_quality(triplets[:1], solve_layout(triplets[:1]), nodes, points, asked, n_lines=4)
+    assert partial["object_recall"] == pytest.approx(3 / 12) and partial["object_precision"] == 1 and partial["validity"] == 0.25
+    assert partial["direction"] <= 0.25
+
+
+def test_alignment_undoes_similarities_but_not_mirrors():
+    points = np.random.default_rng(0).random((8, 2))
+    turned = 3 * points @ np.array([[0.8, -0.6], [0.6, 0.8]]) + [5, -2]
+    assert position_rmse(turned, points) < 1e-12 and position_rmse(turned, points, scale=False) > 0.1
+    assert position_rmse(points * [-1, 1], points) > 0.1
+
+
+def test_cell_errors_and_directions():
+    one = Triplet((("a", 1), ("b", 1), ("c", 1)), ((0, 0), (9, 0), (0, 9)), 2.0)
+    other = Triplet((("b", 1), ("a", 1), ("c", 1)), ((9, 1), (0, 0), (0, 7)), 2.0)
+    assert cell_error(other, one) == pytest.approx(1.0)
+    assert math.isnan(cell_error(one, Triplet((("a", 1), ("b", 1), ("d", 1)), one.cells)))
+    triangle = np.array([[[0.0, 0], [1, 0], [1, 1]]])
+    assert direction_agreement(triangle, 5 * triangle) == 1 and direction_agreement(triangle, triangle * [1, -1]) == 0
+
+
+def test_spacer_score_counts_matches():
+    true = np.array([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
+    assert spacer_score(["a", "a", "b"], true, ["a", "a", "b"], true) == 1
+    assert spacer_score(["a"], true[:1], ["a", "a", "b"], true) == pytest.approx(1 / 3)
+    assert spacer_score([], np.zeros((0, 2)), ["a"], true[:1]) == 0
+
+
+def test_grounding_and_detection():
+    true = [box("bed", 0, 0, (2, 1, 1)), box("desk", 5, 0, (2, 1, 1))]
+    near = [box("bed", 0.5, 0, (2, 1, 1)), box("desk", 5, 3, (1, 1, 1))]
+    quality = grounding_quality(near, true)
+    assert quality["acc_25"] == quality["acc_50"] == quality["aligned_25"] == 0.5  # 1.5 of 2.5 is 0.6; the other is elsewhere
+    assert quality["center_error"] == pytest.approx(1.75) and quality["size_mra"] == pytest.approx((5 + 0.1) / 6)
+    assert object_f1(near, true) == (0.5, 0.5, 0.5)
+    assert object_f1([], true) == (0.0, 0.0, 0.0) and object_f1(true, true, 0.99)[2] == 1.0
+    turned = [Box3D((0.0, 0.0, 0.5), (2.0, 0.2, 1.0), math.pi / 4, "bed")]
+    crossed = [Box3D((0.0, 0.0, 0.5), (2.0, 0.2, 1.0), -math.pi / 4, "bed")]
+    assert grounding_quality(turned, crossed)["acc_25"] == 0 and grounding_quality(turned, crossed)["aligned_50"] == 1
+    with pytest.raises(ValueError, match="as many"):
+        grounding_quality([], true)
+
+
+def test_a_written_map_answers_like_the_graph_it_came_from(graph):
+    written = SceneGraph.from_text(write_map(graph.triplets(redundancy=6)))
+    for standing, facing, query in (("bed", "coffee table", "trash bin"), ("floor lamp", "bed", "coffee table")):
+        question = HARD.format(standing, facing, query)
+        assert ask_graph(written, question).text == ask_graph(graph, question).text
