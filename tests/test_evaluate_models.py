@@ -114,11 +114,12 @@ def test_runs_are_compared_scored_again_and_handed_on(allo, benchmark, tmp_path)
         assert code == 2 and complaint in err, err
 
 
-def test_images_are_shown_as_they_are_listed(tmp_path):
+def test_images_are_shown_as_they_are_listed(nano, tmp_path, monkeypatch):
+    monkeypatch.setattr(allocentric.model, "NANO", nano)
     for i, size in enumerate([(20, 10), (40, 20), (20, 10)]):
         Image.new("RGB", size, (60 * i, 0, 0)).save(tmp_path / f"{i}.png")
     question = Question("t", "s", "?", (), "1", id="1", images=tuple(str(tmp_path / f"{i}.png") for i in (2, 1)))
-    seen = Seeing(None, {}).see([question])
+    seen = Seeing(allocentric.load(device="cpu"), {}).see([question])
     assert seen.frames.shape == (2, 3, 10, 20) and seen.frames[:, 0, 5, 5].tolist() == [120, 60]
     assert torch.equal(as_video([open_views(tmp_path / "0.png")]).frames, open_views(tmp_path / "0.png").frames)
 

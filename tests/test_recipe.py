@@ -12,7 +12,7 @@ import allocentric
 from allocentric.models.spatial_mllm import SpatialMLLMConfig, SpatialMLLMForConditionalGeneration, load_spatial_mllm
 from allocentric.train import finetune, run
 from allocentric.train.geometry import GeometryLoss
-from allocentric.train.recipe import FineTune, Optimisation, Recipe, read_recipe
+from allocentric.train.recipe import FineTune, GroundingTraining, Optimisation, Pretrain, Recipe, Reinforce, read_recipe
 from allocentric.train.sft import freeze_except, parameter_groups
 from test_model import write_video
 from test_spatial_mllm import frames
@@ -33,7 +33,11 @@ def write(path, keys: dict):
 
 def test_every_recipe_of_the_repository_can_be_read(recipes):
     kinds = {path.stem: type(read_recipe(path)) for path in recipes.glob("*.yaml")}
-    assert kinds == {"nano": Recipe, "spatial_mllm_v1_1": FineTune, "spatial_mllm_v1_1_lora": FineTune}
+    assert kinds == {
+        "nano": Recipe, "spatial_mllm_v1_1": FineTune, "spatial_mllm_v1_1_lora": FineTune, "cold_start": FineTune,
+        "grpo": Reinforce, "grpo_nano": Reinforce, "spa3r": Pretrain, "spa3r_nano": Pretrain,
+        "s2_mllm": GroundingTraining, "s2_nano": GroundingTraining,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -49,7 +53,7 @@ def test_every_recipe_of_the_repository_can_be_read(recipes):
         ("sft.tasks", {"object_counting": "often"}, r"sft: tasks: object_counting: found 'often', expected float"),
         ("semantics.optimisation.epochs", 2, r"semantics: optimisation: .*found steps \d+ and epochs 2.0, expected one of the two"),
         ("sft", 3, r"a\.yaml: sft: found 3, expected keys \['questions'"),
-        ("kind", "dance", r"a\.yaml: kind: found 'dance', expected one of \['rooms', 'finetune'\]"),
+        ("kind", "dance", r"a\.yaml: kind: found 'dance', expected one of \['rooms', 'finetune', 'grpo', 'spa3r', 'grounding'\]"),
     ],
 )
 def test_a_wrong_key_or_value_is_named(recipes, tmp_path, where, value, complaint):

@@ -16,7 +16,8 @@ from allocentric.models.s2_mllm import (
     load_s2,
 )
 from allocentric.models.spatial_mllm import SpatialMLLMForConditionalGeneration
-from allocentric.train.grounding import Guided, freeze_rest, read_grounding, with_adapters
+from allocentric.train.grounding import Guided, freeze_rest, with_adapters
+from allocentric.train.recipe import read_recipe
 
 VIEWS, K = 3, 4
 
@@ -226,7 +227,7 @@ def test_an_unknown_model_type_is_refused(tmp_path):
 
 
 def test_the_published_recipe_trains_as_many_parameters_as_the_paper_says(request):
-    recipe = read_grounding(request.config.rootpath / "recipes" / "s2_mllm.yaml")
+    recipe = read_recipe(request.config.rootpath / "recipes" / "s2_mllm.yaml")
     with torch.device("meta"):
         model = S2LlavaForConditionalGeneration(S2LlavaConfig.full())
         guidance = torch.nn.Module()

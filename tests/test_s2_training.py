@@ -15,7 +15,6 @@ from allocentric.train.grounding import (
     BenchmarkScenes,
     GroundingDataset,
     GroundingTrainer,
-    Guide,
     Guided,
     Rooms,
     answer,
@@ -23,13 +22,12 @@ from allocentric.train.grounding import (
     jittered,
     load_start,
     positives,
-    read_grounding,
     room_views,
     smoke,
     train_grounding,
 )
 from allocentric.train.guidance import FrozenDecoder, PointMap, PointMaps, VGGTFeatures, load_decoder, point_map_loss, point_maps
-from allocentric.train.recipe import LoRA
+from allocentric.train.recipe import Guide, LoRA, read_recipe
 from allocentric.train.sft import IGNORE
 
 
@@ -123,7 +121,7 @@ def test_every_teacher_teaches_the_tokens_and_stays_as_it_is(tmp_path):
 
 @pytest.fixture(scope="module")
 def recipe(request):
-    return smoke(read_grounding(request.config.rootpath / "recipes" / "s2_nano.yaml"))
+    return smoke(read_recipe(request.config.rootpath / "recipes" / "s2_nano.yaml"))
 
 
 @pytest.fixture(scope="module")

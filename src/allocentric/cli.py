@@ -234,10 +234,14 @@ def train(
     allo train recipes/nano.yaml --out out/nano
     """
     from allocentric.train import finetune, reinforce, run
-    from allocentric.train.recipe import FineTune, Pretrain, Reinforce, read_recipe
+    from allocentric.train.recipe import FineTune, GroundingTraining, Pretrain, Reinforce, read_recipe
 
     plan = read_recipe(recipe)
-    if isinstance(plan, Pretrain):
+    if isinstance(plan, GroundingTraining):
+        from allocentric.train import grounding
+
+        grounding.train_grounding(grounding.smoke(plan) if smoke else plan, out, None, show_progress, workers)
+    elif isinstance(plan, Pretrain):
         from allocentric.evaluate.spa3r import pretrain_and_report
 
         if (report := pretrain_and_report(plan, out, smoke, show_progress, workers)) is not None:

@@ -7,12 +7,15 @@ from typing import Literal
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from transformers import PreTrainedConfig
 
 from allocentric.encoders.checkpoints import load_exactly
 from allocentric.encoders.vggt import VGGT, load_vggt
 from allocentric.models.processor import SpatialMLLMProcessor
 from allocentric.models.scene import Scene, SceneCache
+from allocentric.models.spa3_vlm import Spa3VLMConfig, is_spa3_vlm, load_spa3_vlm
 from allocentric.models.spatial_mllm import SpatialMLLMForConditionalGeneration, load_spatial_mllm
+from allocentric.models.ssr import SSRConfig, SSRForConditionalGeneration, SSRProcessor
 from allocentric.readers import Source
 from allocentric.sampling import CANDIDATES, sample
 from allocentric.views import Views
@@ -63,7 +66,7 @@ class Model:
     @property
     def geometry_width(self) -> int:
         """Image width, pixels, at which VGGT looks at candidate frames: the size it was trained at."""
-        config = self.network.config.spatial_config
+        config = _vggt_config(self.network.config)
         return config.img_size if config is not None else 518
 
 
@@ -76,7 +79,8 @@ def load(
 ) -> Model:
     """Load a model: nano, which comes with the package, or weights from a folder or a Hugging Face hub id.
 
-    path        None for nano; else a released Spatial-MLLM (v1.0, v1.1) or one saved by this library.
+    path        None for nano; else a released Spatial-MLLM (v1.0, v1.1) or Spa3-VLM, or a Spatial-MLLM, Spa3-VLM or SSR saved by
+                this library.
     processor   where tokenizer and image processor lie if not with the weights (released v1.1 folders lack some of them;
                 Qwen/Qwen2.5-VL-3B-Instruct has them all).
     geometry    VGGT weights with heads, for space-aware sampling of plain video (facebook/VGGT-1B). nano brings its own.
@@ -88,14 +92,32 @@ def load(
         return _load_nano(device, dtype)
     if not Path(path).is_dir() and str(path).count("/") != 1:
         raise ValueError(f"{path}: found no such folder, expected one with weights, or a hub id (owner/name)")
-    network = load_spatial_mllm(path, dtype=dtype).to(device)
+    network, processor_class = _load_network(path, dtype)
+    network.to(device)
     heads = Path(path) / HEADS_FILE
     vggt = None
     if geometry is not None:
         vggt = load_vggt(geometry).to(device)
     elif heads.is_file():
         vggt = _with_heads(network, heads)
-    return Model(network, SpatialMLLMProcessor.from_pretrained(processor or path), str(path), vggt)
+    return Model(network, processor_class.from_pretrained(processor or path), str(path), vggt)
+
+
+def _load_network(
+    path: str | Path, dtype: torch.dtype | str
+) -> tuple[SpatialMLLMForConditionalGeneration, type[SpatialMLLMProcessor]]:
+    """The system that the config at `path` names, and the processor that goes with it."""
+    config, _ = PreTrainedConfig.get_config_dict(path)
+    if is_spa3_vlm(config):
+        return load_spa3_vlm(path, dtype=dtype), SpatialMLLMProcessor
+    if config.get("model_type") == SSRConfig.model_type:
+        return SSRForConditionalGeneration.from_pretrained(path, dtype=dtype).eval(), SSRProcessor
+    return load_spatial_mllm(path, dtype=dtype), SpatialMLLMProcessor
+
+
+def _vggt_config(config: PreTrainedConfig) -> PreTrainedConfig | None:
+    """Sizes of the VGGT inside a system; None when it has none."""
+    return config.spa3r_config.vggt_config if isinstance(config, Spa3VLMConfig) else config.spatial_config
 
 
 def _load_nano(device: torch.device, dtype: torch.dtype | str) -> Model:
@@ -108,9 +130,10 @@ def _load_nano(device: torch.device, dtype: torch.dtype | str) -> Model:
 def _with_heads(network: SpatialMLLMForConditionalGeneration, heads: Path) -> nn.Module:
     """The model's own VGGT with the heads in the file `heads`; the aggregator is the model's, not a copy."""
     with torch.device("meta"):
-        vggt = VGGT(network.config.spatial_config)
+        vggt = VGGT(_vggt_config(network.config))
     vggt.aggregator = nn.Module()  # nothing to load there
     load_exactly(vggt, load_file(heads), heads)
     vggt.to(network.device, network.dtype)
-    vggt.aggregator = network.model.spatial_encoder
+    encoder = network.model.spatial_encoder
+    vggt.aggregator = encoder.aggregator if isinstance(network.config, Spa3VLMConfig) else encoder
     return vggt.eval()

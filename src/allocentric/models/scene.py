@@ -113,8 +113,9 @@ class Scene:
         positions, _ = backbone.get_rope_index(
             inputs["input_ids"],
             inputs["mm_token_type_ids"],
-            video_grid_thw=inputs["video_grid_thw"],
-            second_per_grid_ts=inputs["second_per_grid_ts"],
+            image_grid_thw=inputs.get("image_grid_thw"),
+            video_grid_thw=inputs.get("video_grid_thw"),
+            second_per_grid_ts=inputs.get("second_per_grid_ts"),
         )
         cache = backbone(**inputs, position_ids=positions, use_cache=True).past_key_values
         prefix = [(layer.keys, layer.values) for layer in cache.layers]

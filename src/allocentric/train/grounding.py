@@ -1,23 +1,21 @@
 """Train an S2-MLLM to point at things: L = grounding + language + 0.3 guidance (S2-MLLM, section 3.4).
 
-    python -m allocentric.train.grounding recipes/s2_nano.yaml --out out/s2_nano      run again to resume
+    allo train recipes/s2_nano.yaml --out out/s2_nano      run again to resume
 
 Many descriptions and questions about one scene share a sequence, as in `train.sft`: the scene is seen once. Each description is
 answered by "The chair is located at <ground> in global coordinates.", and the state at `<ground>` is compared with the objects.
 """
 
-import argparse
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-import yaml
 from jaxtyping import Bool, Float
 from peft import LoraConfig, LoraModel
 from torch import Tensor, nn
@@ -36,7 +34,7 @@ from allocentric.tasks import TRAINING_TASKS
 from allocentric.tasks.base import Question, Task
 from allocentric.tasks.grounding import ReferringExpression
 from allocentric.train.guidance import FrozenDecoder, PointMaps, VGGTFeatures, load_decoder
-from allocentric.train.recipe import LoRA, Optimisation, _build, resume_point
+from allocentric.train.recipe import GroundingData, GroundingTraining, Guide, LoRA, resume_point
 from allocentric.train.room_questions import draw_turns
 from allocentric.train.sft import IGNORE, Turn, collate, packed_mask, packed_positions
 from allocentric.train.shards import RoomSample, RoomShards, RoomsSpec, mirror, random_generator, write_rooms
@@ -45,76 +43,6 @@ from allocentric.views import Views
 NANO = Path(allocentric.__file__).parent / "nano"
 
 # ------------------------------------------------------------------------------------------------------------------------ recipe
-
-
-@dataclass(frozen=True)
-class GroundingData:
-    """What a scene is asked. `descriptions` and `questions` of each go into one sequence.
-
-    rooms          procedural rooms; None when benchmarks are trained on (`BenchmarkScenes`).
-    descriptions   referring expressions per scene and step.
-    questions      other questions per scene and step, drawn from `tasks` by weight: grounding is then learned beside them.
-    language       True: answers name the category before `<ground>` (language guidance); False: `<ground>` alone.
-    jitter         boxes are moved and resized by up to this share of their size, so that the model gets used to proposals.
-    """
-
-    rooms: RoomsSpec | None = None
-    descriptions: int = 8
-    questions: int = 0
-    tasks: dict[str, float] = field(default_factory=dict)
-    language: bool = True
-    jitter: float = 0.0
-    mirrored: bool = True
-
-
-@dataclass(frozen=True)
-class Guide:
-    """The teacher of `train.guidance`: "points", "vggt" or "decoder".
-
-    settings   keyword arguments of the teacher; for "vggt" `weights`, for "decoder" `factory` and `checkpoint`.
-    """
-
-    kind: str
-    weight: float = 0.3
-    settings: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self):
-        if self.kind not in ("points", "vggt", "decoder"):
-            raise ValueError(f"guidance: found kind {self.kind!r}, expected 'points', 'vggt' or 'decoder'")
-
-
-@dataclass(frozen=True)
-class GroundingTraining:
-    """An S2-MLLM trained on descriptions of objects.
-
-    start            what to start from (`load_s2`): a folder or hub id; "nano" for the model that comes with the package.
-    structure        keys of `StructureConfig`.
-    learning_rates   by regular expression on parameter names; the first that is found in a name holds, what none matches is frozen.
-    language_weight  of the language loss (lambda of the paper: 1).
-    frames           evenly spread frames of scenes that are not rooms.
-    """
-
-    start: str
-    data: GroundingData
-    learning_rates: dict[str, float]
-    optimisation: Optimisation
-    structure: dict[str, Any] = field(default_factory=dict)
-    guidance: Guide | None = None
-    language_weight: float = 1.0
-    lora: LoRA | None = None
-    frames: int = 16
-
-
-def read_grounding(path: Path) -> GroundingTraining:
-    """A recipe of kind "grounding" from YAML; an unknown, missing or mistyped key is an error that names it."""
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: found no such file, expected a recipe (see recipes/)")
-    keys = yaml.safe_load(path.read_text())
-    kind = keys.pop("kind", None) if isinstance(keys, dict) else None
-    if kind != "grounding":
-        raise ValueError(f"{path.name}: kind: found {kind!r}, expected 'grounding'")
-    return _build(GroundingTraining, keys, path.name)
 
 
 def smoke(recipe: GroundingTraining) -> GroundingTraining:
@@ -486,18 +414,3 @@ def train_grounding(
             adapters.merge_and_unload()
         processor.save_pretrained(out / "model")
         model.save_pretrained(out / "model")  # the model alone: no teacher
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--smoke", action="store_true", help="from nano, on a handful of rooms, in about a minute")
-    parser.add_argument("--workers", type=int, default=2)
-    args = parser.parse_args()
-    recipe = read_grounding(args.recipe)
-    train_grounding(smoke(recipe) if args.smoke else recipe, args.out, workers=args.workers)
-
-
-if __name__ == "__main__":
-    main()

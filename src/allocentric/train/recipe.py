@@ -6,7 +6,7 @@ A stage that has finished is skipped and one that was interrupted continues, so 
 
 import types
 import typing
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -347,10 +347,68 @@ class Pretrain:
             raise ValueError("optimisation: found epochs, expected steps: clips are drawn without end")
 
 
-KINDS = {"rooms": Recipe, "finetune": FineTune, "grpo": Reinforce, "spa3r": Pretrain}
+@dataclass(frozen=True)
+class GroundingData:
+    """What a scene is asked. `descriptions` and `questions` of each go into one sequence.
+
+    rooms          procedural rooms; None when benchmarks are trained on (`BenchmarkScenes`).
+    descriptions   referring expressions per scene and step.
+    questions      other questions per scene and step, drawn from `tasks` by weight: grounding is then learned beside them.
+    language       True: answers name the category before `<ground>` (language guidance); False: `<ground>` alone.
+    jitter         boxes are moved and resized by up to this share of their size, so that the model gets used to proposals.
+    """
+
+    rooms: RoomsSpec | None = None
+    descriptions: int = 8
+    questions: int = 0
+    tasks: dict[str, float] = field(default_factory=dict)
+    language: bool = True
+    jitter: float = 0.0
+    mirrored: bool = True
 
 
-def read_recipe(path: Path) -> Recipe | FineTune | Pretrain:
+@dataclass(frozen=True)
+class Guide:
+    """The teacher of `train.guidance`: "points", "vggt" or "decoder".
+
+    settings   keyword arguments of the teacher; for "vggt" `weights`, for "decoder" `factory` and `checkpoint`.
+    """
+
+    kind: str
+    weight: float = 0.3
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        if self.kind not in ("points", "vggt", "decoder"):
+            raise ValueError(f"guidance: found kind {self.kind!r}, expected 'points', 'vggt' or 'decoder'")
+
+
+@dataclass(frozen=True)
+class GroundingTraining:
+    """An S2-MLLM trained on descriptions of objects.
+
+    start            what to start from (`load_s2`): a folder or hub id; "nano" for the model that comes with the package.
+    structure        keys of `StructureConfig`.
+    learning_rates   by regular expression on parameter names; the first that is found in a name holds, what none matches is frozen.
+    language_weight  of the language loss (lambda of the paper: 1).
+    frames           evenly spread frames of scenes that are not rooms.
+    """
+
+    start: str
+    data: GroundingData
+    learning_rates: dict[str, float]
+    optimisation: Optimisation
+    structure: dict[str, Any] = field(default_factory=dict)
+    guidance: Guide | None = None
+    language_weight: float = 1.0
+    lora: LoRA | None = None
+    frames: int = 16
+
+
+KINDS = {"rooms": Recipe, "finetune": FineTune, "grpo": Reinforce, "spa3r": Pretrain, "grounding": GroundingTraining}
+
+
+def read_recipe(path: Path) -> Recipe | FineTune | Reinforce | Pretrain | GroundingTraining:
     """A recipe from YAML; an unknown, missing or mistyped key is an error that names it."""
     path = Path(path)
     if not path.is_file():
