@@ -11,6 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
 from safetensors.torch import save_file
 from transformers import (
+    PreTrainedModel,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2VLImageProcessor,
@@ -25,7 +26,7 @@ from allocentric.readers import open_views
 from allocentric.rooms import load_scene, write_video
 from allocentric.tasks import VSI_TASKS
 from allocentric.train.jsonl import Conversations
-from allocentric.train.recipe import Annotations, FineTune, Start, resume_point
+from allocentric.train.recipe import Annotations, FineTune, LoRA, Reinforce, Start, resume_point
 from allocentric.train.sft import SFTTrainer, collate
 from allocentric.train.tokenizer import train_tokenizer
 
@@ -50,15 +51,7 @@ def finetune(recipe: FineTune, out: Path) -> None:
     set_seed(recipe.optimisation.seed)
     model, processor = load_start(start, recipe)
     if recipe.lora:
-        lora = recipe.lora
-        config = LoraConfig(
-            r=lora.rank,
-            lora_alpha=lora.alpha,
-            target_modules=lora.targets,
-            lora_dropout=lora.dropout,
-            modules_to_save=list(lora.whole) or None,
-        )
-        model = get_peft_model(model, config)
+        model = with_adapters(model, recipe.lora)
     trainer = SFTTrainer(
         model=model,
         args=arguments,
@@ -72,9 +65,26 @@ def finetune(recipe: FineTune, out: Path) -> None:
         (out / "log.json").write_text(json.dumps(trainer.state.log_history))
         processor.save_pretrained(target)
         if recipe.lora:
-            set_seed(recipe.optimisation.seed)
-            model, _ = load_start(start, recipe)
-            PeftModel.from_pretrained(model, out / "adapters").merge_and_unload().save_pretrained(target)
+            merge_adapters(out / "adapters", start, recipe).save_pretrained(target)
+
+
+def with_adapters(model: PreTrainedModel, lora: LoRA) -> PeftModel:
+    """The model with untrained adapters on the layers that `lora` names."""
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        target_modules=lora.targets,
+        lora_dropout=lora.dropout,
+        modules_to_save=list(lora.whole) or None,
+    )
+    return get_peft_model(model, config)
+
+
+def merge_adapters(adapters: Path, start: Start, recipe: FineTune | Reinforce) -> PreTrainedModel:
+    """What was started from, with the trained adapters added into its weights."""
+    set_seed(recipe.optimisation.seed)  # a connector that began at random begins the same
+    model, _ = load_start(start, recipe)
+    return PeftModel.from_pretrained(model, adapters).merge_and_unload()
 
 
 def accumulation(recipe: FineTune) -> int:

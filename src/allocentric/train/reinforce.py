@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from torch.utils.data import Dataset
 from transformers import set_seed
 from transformers.trainer_utils import IntervalStrategy
@@ -14,7 +14,7 @@ from allocentric.models.spatial_mllm import SpatialMLLMForConditionalGeneration
 from allocentric.rooms import load_scene
 from allocentric.tasks import TRAINING_TASKS, make_questions
 from allocentric.train.features import RoomFeatures
-from allocentric.train.finetune import accumulation, load_start, tiny_start
+from allocentric.train.finetune import accumulation, load_start, merge_adapters, tiny_start, with_adapters
 from allocentric.train.grpo import Completer, GRPOTrainer
 from allocentric.train.questions import AskedRooms, AskedScenes, Posed, question_line
 from allocentric.train.recipe import Annotations, Reinforce, Start, resume_point
@@ -45,15 +45,7 @@ def reinforce(recipe: Reinforce, out: Path, sampler: Completer | None = None) ->
     set_seed(recipe.optimisation.seed)
     model, processor = load_start(start, recipe)
     if recipe.lora:
-        lora = recipe.lora
-        config = LoraConfig(
-            r=lora.rank,
-            lora_alpha=lora.alpha,
-            target_modules=lora.targets,
-            lora_dropout=lora.dropout,
-            modules_to_save=list(lora.whole) or None,
-        )
-        model = get_peft_model(model, config)
+        model = with_adapters(model, recipe.lora)
     train, heldout = datasets(recipe, processor, model)
     if heldout is not None:
         arguments.eval_strategy, arguments.eval_steps = IntervalStrategy.STEPS, recipe.evaluate_every
@@ -75,8 +67,7 @@ def reinforce(recipe: Reinforce, out: Path, sampler: Completer | None = None) ->
         (out / "log.json").write_text(json.dumps(trainer.state.log_history))
         processor.save_pretrained(target)
         if recipe.lora:
-            model, _ = load_start(start, recipe)
-            PeftModel.from_pretrained(model, out / "adapters").merge_and_unload().save_pretrained(target)
+            merge_adapters(out / "adapters", start, recipe).save_pretrained(target)
 
 
 def datasets(
