@@ -1,12 +1,7 @@
 """The benchmarks' parity, counters and bookkeeping at the smallest size. Never how long anything takes."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
 import _nano
 import allocentric

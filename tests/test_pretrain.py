@@ -292,7 +292,7 @@ def test_it_learns_to_predict_what_it_was_not_shown(shards):
         optimiser.step()
         values.append({name: value.item() for name, value in found.items()})
     # directions come quickly, lengths slowly: absolute errors of normalised features fall last
-    least = {"geo/cos": 0.5, "sem/cos": 0.5, "depth_prob": 0.3, "sem/l1": 0.9, "geo/l1": 0.97}
+    least = {"geo/cos": 0.5, "sem/cos": 0.5, "depth_prob": 0.3, "sem/l1": 0.9, "geo/l1": 0.95}
     for term, share in least.items():
         assert values[-1][term] < share * values[0][term], (term, values[0][term], values[-1][term])
 
