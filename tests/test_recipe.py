@@ -12,7 +12,16 @@ import allocentric
 from allocentric.models.spatial_mllm import SpatialMLLMConfig, SpatialMLLMForConditionalGeneration, load_spatial_mllm
 from allocentric.train import finetune, run
 from allocentric.train.geometry import GeometryLoss
-from allocentric.train.recipe import FineTune, GroundingTraining, Optimisation, Pretrain, Recipe, Reinforce, read_recipe
+from allocentric.train.recipe import (
+    FineTune,
+    GroundingTraining,
+    Optimisation,
+    Pretrain,
+    Recipe,
+    Reinforce,
+    SSRTraining,
+    read_recipe,
+)
 from allocentric.train.sft import freeze_except, parameter_groups
 from test_model import write_video
 from test_spatial_mllm import frames
@@ -36,7 +45,7 @@ def test_every_recipe_of_the_repository_can_be_read(recipes):
     assert kinds == {
         "nano": Recipe, "spatial_mllm_v1_1": FineTune, "spatial_mllm_v1_1_lora": FineTune, "cold_start": FineTune,
         "grpo": Reinforce, "grpo_nano": Reinforce, "spa3r": Pretrain, "spa3r_nano": Pretrain,
-        "s2_mllm": GroundingTraining, "s2_nano": GroundingTraining,
+        "s2_mllm": GroundingTraining, "s2_nano": GroundingTraining, "ssr_nano": SSRTraining,
     }  # fmt: skip
 
 
@@ -53,7 +62,7 @@ def test_every_recipe_of_the_repository_can_be_read(recipes):
         ("sft.tasks", {"object_counting": "often"}, r"sft: tasks: object_counting: found 'often', expected float"),
         ("semantics.optimisation.epochs", 2, r"semantics: optimisation: .*found steps \d+ and epochs 2.0, expected one of the two"),
         ("sft", 3, r"a\.yaml: sft: found 3, expected keys \['questions'"),
-        ("kind", "dance", r"a\.yaml: kind: found 'dance', expected one of \['rooms', 'finetune', 'grpo', 'spa3r', 'grounding'\]"),
+        ("kind", "dance", r"a\.yaml: kind: found 'dance', expected one of \['rooms', 'finetune', 'grpo', .*'ssr'\]"),
     ],
 )
 def test_a_wrong_key_or_value_is_named(recipes, tmp_path, where, value, complaint):
@@ -188,8 +197,8 @@ def test_every_stage_runs_once(recipes, tmp_path):
 def test_a_killed_stage_goes_on_from_its_checkpoint(recipes, tmp_path, monkeypatch):
     recipe = small(recipes)
     tiny = recipe.model["spatial_config"] | {"embed_dim": 32, "num_heads": 2, "dpt_out_channels": [8] * 4, "dpt_features": 8}
-    short = replace(recipe.geometry.optimisation, steps=5, save_every=2, batch_size=1)
-    recipe = replace(recipe, model=recipe.model | {"spatial_config": tiny}, geometry=replace(recipe.geometry, optimisation=short))
+    short = replace(recipe.matching.optimisation, steps=5, save_every=2, batch_size=1)
+    recipe = replace(recipe, model=recipe.model | {"spatial_config": tiny}, matching=replace(recipe.matching, optimisation=short))
     run.run(recipe, tmp_path, show_nothing, ["rooms"], workers=1)
     calls, forward = [], GeometryLoss.forward
 
@@ -204,13 +213,13 @@ def test_a_killed_stage_goes_on_from_its_checkpoint(recipes, tmp_path, monkeypat
 
     monkeypatch.setattr(GeometryLoss, "forward", die)
     with pytest.raises(KeyboardInterrupt):
-        run.run(recipe, tmp_path, show_nothing, ["geometry"])
-    assert not (tmp_path / "geometry" / "vggt.safetensors").exists()
-    run.run(recipe, tmp_path, show_nothing, ["geometry"])
+        run.run(recipe, tmp_path, show_nothing, ["matching"])
+    assert not (tmp_path / "matching" / "vggt.safetensors").exists()
+    run.run(recipe, tmp_path, show_nothing, ["matching"])
     assert len(calls) == 4 + 3  # steps 3, 4 and 5 again, from the weights behind step 2
     assert torch.equal(calls[4], calls[2]) and not torch.equal(calls[4], calls[3])
     before = state(tmp_path)
-    run.run(recipe, tmp_path, show_nothing, ["rooms", "geometry"])
+    run.run(recipe, tmp_path, show_nothing, ["rooms", "matching"])
     assert state(tmp_path) == before and len(calls) == 7
 
 

@@ -20,7 +20,7 @@ TURNS = [
 
 @pytest.fixture(scope="module")
 def processor() -> SpatialMLLMProcessor:
-    texts = [text for turn in TURNS for text in turn] + ["You are a helpful assistant. system user assistant"]
+    texts = [text for turn in TURNS for text in (turn.prompt, turn.answer)] + ["You are a helpful assistant. system user assistant"]
     tokenizer = train_tokenizer(texts * 3, 318, ["How many chairs?"])
     patches = {"patch_size": 14, "temporal_patch_size": 2, "merge_size": 2}
     return SpatialMLLMProcessor(Qwen2VLImageProcessor(**patches), tokenizer, Qwen2VLVideoProcessor(**patches))

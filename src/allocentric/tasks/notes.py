@@ -5,6 +5,8 @@
 Positions are metres to the right and ahead of the first camera, as in `object_position`.
 """
 
+import re
+
 import numpy as np
 from jaxtyping import Float
 
@@ -17,12 +19,18 @@ from allocentric.tasks.facts import indices_of, seen, the_box
 from allocentric.tasks.object_position import first_heading
 
 MOMENTS = 16  # the video's length in the notes on when something appears
+MOST = 9.9  # metres; the greatest number in notes
 
 
 def with_notes(scene: AnnotatedScene, question: Question) -> str:
     """The answer, with notes before it where the question has any."""
-    text = notes(scene, question)
-    return f"{THINK}{text}{END_THINK}{question.answer}" if text else question.answer
+    written = notes(scene, question)
+    return behind(written, question.answer) if written else question.answer
+
+
+def behind(written: str, answer: str) -> str:
+    """The answer behind its notes."""
+    return f"{THINK}{written}{END_THINK}{answer}"
 
 
 def notes(scene: AnnotatedScene, question: Question) -> str:
@@ -43,6 +51,22 @@ def notes(scene: AnnotatedScene, question: Question) -> str:
         nearest = min(indices_of(scene, label), key=lambda i: float(np.hypot(*(where[i] - where[last]))))
         written.append(place_note(label, where[nearest]))
     return ", ".join(written)
+
+
+def blurred(written: str, rng: np.random.Generator, error: float) -> str:
+    """Notes as inexact as a model's own will be: places moved by about `error` metres each way, sides by half that share.
+
+    Who learns to answer behind exact notes learns to believe them to the letter.
+    """
+    places = re.search("[a-z]", written) is not None
+
+    def moved(number: re.Match) -> str:
+        value = float(number[0])
+        if places:
+            return _number(np.clip(value + rng.normal(0.0, error), -MOST, MOST))
+        return _number(np.clip(value * np.exp(rng.normal(0.0, error / 2)), 0.1, MOST))
+
+    return re.sub(r"-?\d+\.\d", moved, written)
 
 
 def places(scene: AnnotatedScene) -> Float[np.ndarray, "n 2"] | None:
@@ -71,7 +95,7 @@ def moment(scene: AnnotatedScene, label: str) -> int:
 
 
 def _number(value: float) -> str:
-    return f"{float(value):z.1f}"
+    return f"{min(max(float(value), -MOST), MOST):z.1f}"
 
 
 def number_words() -> dict[str, float]:

@@ -27,6 +27,7 @@ class Optimisation:
     learning_rate   the highest; a stage that names learning rates of parts goes by those instead.
     warmup          share of the steps, or their number.
     clip            largest norm of the gradient.
+    muon            matrices of transformer blocks are trained by Muon at this multiple of the learning rate; 0: AdamW for all.
     bf16            compute in bfloat16 where that pays; None: where the hardware does it natively.
     checkpointing   recompute activations in the backward pass: less memory, a third more time.
     """
@@ -40,6 +41,7 @@ class Optimisation:
     schedule: str = "cosine"
     weight_decay: float = 0.05
     clip: float = 1.0
+    muon: float = 0.0
     bf16: bool | None = False
     checkpointing: bool = False
     workers: int = 1
@@ -112,22 +114,31 @@ class SemanticsStage:
 
 @dataclass(frozen=True)
 class SFTStage:
-    """Questions about rooms: `questions` per room and step, drawn from `tasks` by weight; `think` teaches notes before answers."""
+    """Questions about rooms: `questions` per room and step, drawn from `tasks` by weight.
+
+    think       teaches notes before answers.
+    note_error  how inexact the notes are that answers are learned behind, metres (`tasks.notes.blurred`).
+    """
 
     questions: int
     tasks: dict[str, float]
     learning_rates: dict[str, float]
     optimisation: Optimisation
     think: bool = False
+    note_error: float = 0.0
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A small Spatial-MLLM from nothing but procedural rooms."""
+    """A small Spatial-MLLM from nothing but procedural rooms.
+
+    matching   the start of `geometry`, on short clips: there matching views is learned, at a fraction of the cost of long ones.
+    """
 
     model: dict[str, Any]
     rooms: RoomsSpec
     tokenizer: TokenizerStage
+    matching: GeometryStage
     geometry: GeometryStage
     semantics: SemanticsStage
     sft: SFTStage
@@ -277,6 +288,7 @@ class SceneData:
 
     folders   each holds scenes; none: `rooms` rooms of `frames` frames are rendered, and `heldout` others to measure on.
     heldout_folders   folders of scenes to measure on.
+    run       folder of a run of recipes/nano.yaml: its rooms are taken instead of being rendered again.
     width     of the images, pixels; the height follows.
     gaps      least and most frames from one view of a clip to the next.
     """
@@ -287,6 +299,7 @@ class SceneData:
     rooms: int = 0
     heldout: int = 0
     heldout_folders: tuple[str, ...] = ()
+    run: str | None = None
     frames: int = 16
 
     def __post_init__(self):
@@ -348,6 +361,38 @@ class Pretrain:
 
 
 @dataclass(frozen=True)
+class Spa3Variant:
+    """One Spa3-VLM among those that are compared.
+
+    mask_ratio   of the pretraining of its Spa3R, in place of the recipe's.
+    raw_vggt     no Spa3R: the language model reads VGGT's patch tokens of all frames as they are.
+    """
+
+    mask_ratio: float = 0.5
+    raw_vggt: bool = False
+
+
+@dataclass(frozen=True)
+class Spa3VLMTraining:
+    """Spa3-VLMs trained as the Spatial-MLLM of a run of recipes/nano.yaml: on its rooms, with its questions, for as many steps.
+
+    nano          that recipe.
+    run           the folder it was run in: rooms, tokenizer, 2D encoder, features and, for the table, answers are read there.
+    pretraining   recipe of the Spa3R. Its teachers and rooms are those of the run.
+    variants      by name; the first is compared with all others.
+    """
+
+    nano: str
+    run: str
+    pretraining: str
+    variants: dict[str, Spa3Variant]
+
+    def __post_init__(self):
+        if not self.variants or "report" in self.variants:
+            raise ValueError(f"variants: found {list(self.variants)}, expected some, none of them named 'report'")
+
+
+@dataclass(frozen=True)
 class GroundingData:
     """What a scene is asked. `descriptions` and `questions` of each go into one sequence.
 
@@ -356,6 +401,7 @@ class GroundingData:
     questions      other questions per scene and step, drawn from `tasks` by weight: grounding is then learned beside them.
     language       True: answers name the category before `<ground>` (language guidance); False: `<ground>` alone.
     jitter         boxes are moved and resized by up to this share of their size, so that the model gets used to proposals.
+    cache          what the frozen 2D encoder says of rooms is computed once and kept on disk (0.5 MB a room of nano's size).
     """
 
     rooms: RoomsSpec | None = None
@@ -365,6 +411,7 @@ class GroundingData:
     language: bool = True
     jitter: float = 0.0
     mirrored: bool = True
+    cache: bool = False
 
 
 @dataclass(frozen=True)
@@ -384,6 +431,19 @@ class Guide:
 
 
 @dataclass(frozen=True)
+class GroundingCard:
+    """What a model trained on rooms is asked about rooms nobody trained on (`train.grounding_card`).
+
+    rooms, descriptions   how many rooms, and referring expressions about each.
+    ablation_steps        steps that every row of the table of ablations is trained for.
+    """
+
+    rooms: int = 200
+    descriptions: int = 20
+    ablation_steps: int = 1000
+
+
+@dataclass(frozen=True)
 class GroundingTraining:
     """An S2-MLLM trained on descriptions of objects.
 
@@ -392,6 +452,7 @@ class GroundingTraining:
     learning_rates   by regular expression on parameter names; the first that is found in a name holds, what none matches is frozen.
     language_weight  of the language loss (lambda of the paper: 1).
     frames           evenly spread frames of scenes that are not rooms.
+    card             how the model is asked when it has been trained on rooms; None: it is not.
     """
 
     start: str
@@ -403,12 +464,58 @@ class GroundingTraining:
     language_weight: float = 1.0
     lora: LoRA | None = None
     frames: int = 16
+    card: GroundingCard | None = None
 
 
-KINDS = {"rooms": Recipe, "finetune": FineTune, "grpo": Reinforce, "spa3r": Pretrain, "grounding": GroundingTraining}
+@dataclass(frozen=True)
+class SSRVariant:
+    """One SSR: its fusion mode (`fusion.interleave`) and the form in which it writes maps ("triplets" or "grid")."""
+
+    fusion: str = "A"
+    maps: str = "triplets"
+
+    def __post_init__(self):
+        if self.fusion not in ("A", "B", "C", "D", "F") or self.maps not in ("triplets", "grid"):
+            raise ValueError(
+                f"variant: found fusion {self.fusion!r} and maps {self.maps!r}, expected one of A, B, C, D, F (E needs "
+                "camera tokens, which are not kept) and 'triplets' or 'grid'"
+            )
 
 
-def read_recipe(path: Path) -> Recipe | FineTune | Reinforce | Pretrain | GroundingTraining:
+@dataclass(frozen=True)
+class SSRTraining:
+    """SSRs on procedural rooms, each in two stages: `structure` (maps and boxes), then `reasoning` (answers, some with a map).
+
+    start        whose frozen encoders and language model to start from: "nano" for the model that comes with the package, or the
+                 folder of a finished run of recipes/nano.yaml, whose rooms and cached features are then used, too.
+    variants     by name; all are trained on the same rooms for as many steps.
+    redundancy   triplets for each object beyond the third.
+    decimals     digits of the numbers in boxes.
+
+    The tasks of a stage are those of `tasks.TRAINING_TASKS`, `graph.map_tasks` and `graph.text_boxes`.
+    """
+
+    start: str
+    rooms: RoomsSpec
+    variants: dict[str, SSRVariant]
+    structure: SFTStage
+    reasoning: SFTStage
+    redundancy: int = 3
+    decimals: int = 2
+
+
+KINDS = {
+    "rooms": Recipe,
+    "finetune": FineTune,
+    "grpo": Reinforce,
+    "spa3r": Pretrain,
+    "spa3_vlm": Spa3VLMTraining,
+    "grounding": GroundingTraining,
+    "ssr": SSRTraining,
+}
+
+
+def read_recipe(path: Path) -> Recipe | FineTune | Reinforce | Pretrain | GroundingTraining | Spa3VLMTraining:
     """A recipe from YAML; an unknown, missing or mistyped key is an error that names it."""
     path = Path(path)
     if not path.is_file():

@@ -10,18 +10,23 @@ from torch.utils.data import Dataset
 from allocentric.models.processor import SpatialMLLMProcessor
 from allocentric.scenes import AnnotatedScene
 from allocentric.tasks.base import Task
-from allocentric.tasks.notes import with_notes
+from allocentric.tasks.notes import behind, blurred, notes
 from allocentric.train.features import RoomFeatures
 from allocentric.train.sft import Turn, pack
 from allocentric.train.shards import random_generator
 
 
 def draw_turns(
-    scene: AnnotatedScene, tasks: Mapping[str, tuple[Task, float]], count: int, rng: np.random.Generator, think: bool = False
+    scene: AnnotatedScene,
+    tasks: Mapping[str, tuple[Task, float]],
+    count: int,
+    rng: np.random.Generator,
+    think: bool = False,
+    note_error: float = 0.0,
 ) -> list[Turn]:
     """At most `count` questions; tasks are drawn by weight among those that can ask something here.
 
-    `think` puts notes before the answers (`tasks.notes`).
+    `think` puts notes before the answers, which the model is to write exactly but reads with an error (`tasks.notes.blurred`).
     """
     made = {name: (list(task.make(scene, rng, count)), weight) for name, (task, weight) in tasks.items()}
     turns: list[Turn] = []
@@ -29,7 +34,12 @@ def draw_turns(
         weights = np.array([weight for _, weight in open_])
         name = open_[rng.choice(len(open_), p=weights / weights.sum())][0]
         question = made[name][0].pop()
-        turns.append(Turn(tasks[name][0].prompt(question), with_notes(scene, question) if think else question.answer))
+        prompt, written = tasks[name][0].prompt(question), notes(scene, question) if think else ""
+        if written:
+            shown = blurred(written, rng, note_error) if note_error else written
+            turns.append(Turn(prompt, behind(written, question.answer), behind(shown, question.answer)))
+        else:
+            turns.append(Turn(prompt, question.answer))
     return turns
 
 
@@ -48,17 +58,18 @@ class RoomQuestions(Dataset):
         grid: tuple[int, int, int],
         see: tuple[str, ...],
         think: bool = False,
+        note_error: float = 0.0,
     ):
         self.features, self.processor = features, processor
         self.tasks, self.questions = tasks, questions
-        self.grid, self.see, self.think = grid, see, think
+        self.grid, self.see, self.think, self.note_error = grid, see, think, note_error
 
     def __len__(self) -> int:
         return len(self.features)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         scene, features = self.features[index]
-        turns = draw_turns(scene, self.tasks, self.questions, random_generator(), self.think)
+        turns = draw_turns(scene, self.tasks, self.questions, random_generator(), self.think, self.note_error)
         seen = [len(features["2d"])] if self.see else []
         example = pack(self.processor, seen, turns)
         if self.see:

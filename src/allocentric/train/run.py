@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import Qwen2VLImageProcessor, Qwen2VLVideoProcessor, Trainer, set_seed
+from transformers import Qwen2VLImageProcessor, Qwen2VLVideoProcessor, set_seed
 
 from allocentric import rooms
 from allocentric.answer import END_THINK, THINK
@@ -23,7 +23,8 @@ from allocentric.train.card import CardPlan, export, make_card
 from allocentric.train.features import RoomFeatures, write_features
 from allocentric.train.geometry import GeometricRooms, GeometryLoss, PatchGuidance, collate_clips
 from allocentric.train.numbers import number_features
-from allocentric.train.recipe import Optimisation, Recipe, resume_point
+from allocentric.train.optimizer import GroupedTrainer
+from allocentric.train.recipe import GeometryStage, Optimisation, Recipe, resume_point
 from allocentric.train.room_questions import RoomQuestions, draw_turns
 from allocentric.train.semantics import SemanticRooms, TokenClassifier
 from allocentric.train.sft import SFTTrainer, collate
@@ -38,7 +39,8 @@ Progress = Callable[[str, Iterable[tuple[int, int]]], None]
 
 # What each way of seeing gives the language model. The controls are trained like nano, on the same questions for as many steps.
 VARIANTS = {"nano": ("2d", "3d"), "2d-only": ("2d",), "blind": ()}
-STAGES = ("rooms", "tokenizer", "geometry", "semantics", "features", *(f"sft-{name}" for name in VARIANTS), "package", "card")
+ENCODERS = ("matching", "geometry", "semantics")
+STAGES = ("rooms", "tokenizer", *ENCODERS, "features", *(f"sft-{name}" for name in VARIANTS), "package", "card")
 
 
 def smoke(recipe: Recipe) -> Recipe:
@@ -48,6 +50,7 @@ def smoke(recipe: Recipe) -> Recipe:
         recipe,
         rooms=replace(recipe.rooms, count=40),
         tokenizer=replace(recipe.tokenizer, rooms=40),
+        matching=replace(recipe.matching, optimisation=short(recipe.matching.optimisation)),
         geometry=replace(recipe.geometry, optimisation=short(recipe.geometry.optimisation)),
         semantics=replace(recipe.semantics, optimisation=short(recipe.semantics.optimisation)),
         sft=replace(recipe.sft, questions=4, optimisation=short(recipe.sft.optimisation)),
@@ -65,8 +68,10 @@ def run(recipe: Recipe, out: Path, progress: Progress, stages: Iterable[str] = S
             progress("rooms", write_rooms(out / "rooms", recipe.rooms, workers))
         elif stage == "tokenizer":
             make_tokenizer(recipe, out)
+        elif stage == "matching":
+            train_geometry(recipe, out, recipe.matching, out / "matching")
         elif stage == "geometry":
-            train_geometry(recipe, out)
+            train_geometry(recipe, out, recipe.geometry, out / "geometry", start=out / "matching")
         elif stage == "semantics":
             train_semantics(recipe, out)
         elif stage == "features":
@@ -137,27 +142,33 @@ def model_config(recipe: Recipe, out: Path, **changes) -> SpatialMLLMConfig:
 
 
 def _train(
-    model: nn.Module, optimisation: Optimisation, folder: Path, dataset, collator, trainer_class=Trainer, **kwargs
+    model: nn.Module, optimisation: Optimisation, folder: Path, dataset, collator, trainer_class=GroupedTrainer, **kwargs
 ) -> nn.Module:
     """Train from the folder's newest checkpoint and mark the folder done; returns the trained model."""
     set_seed(optimisation.seed)
     arguments = optimisation.arguments(folder)
-    trainer = trainer_class(model=model, args=arguments, train_dataset=dataset, data_collator=collator, **kwargs)
+    trainer = trainer_class(
+        model=model, args=arguments, train_dataset=dataset, data_collator=collator, muon=optimisation.muon, **kwargs
+    )
     trainer.train(resume_from_checkpoint=resume_point(folder))
     if trainer.is_world_process_zero():
         (folder / "log.json").write_text(json.dumps(trainer.state.log_history))
     return model
 
 
-def train_geometry(recipe: Recipe, out: Path) -> None:
-    folder, stage = out / "geometry", recipe.geometry
+def train_geometry(recipe: Recipe, out: Path, stage: GeometryStage, folder: Path, start: Path | None = None) -> None:
+    """Train VGGT and its guidance in `folder`, from the end of the run in `start` or from nothing."""
     if (folder / "vggt.safetensors").exists():
         return
     set_seed(stage.optimisation.seed)
     vggt = new_vggt(recipe)
     loss = GeometryLoss(vggt, stage.dense_frames, guidance=PatchGuidance(vggt))
+    if start is not None:
+        loss.vggt.load_state_dict(load_file(start / "vggt.safetensors"))
+        loss.guidance.load_state_dict(load_file(start / "guidance.safetensors"))
     dataset = GeometricRooms(training_rooms(recipe, out), stage.frames)
     _train(loss, stage.optimisation, folder, dataset, collate_clips)
+    save_file(loss.guidance.state_dict(), folder / "guidance.safetensors")
     save_file(loss.vggt.state_dict(), folder / "vggt.safetensors")
 
 
@@ -204,6 +215,8 @@ def train_sft(recipe: Recipe, out: Path, variant: str) -> None:
         return
     changes = {} if "3d" in see else {"use_spatial": False, "spatial_config": None, "connector_config": None}
     model, processor = assemble(recipe, out, **changes), load_processor(out)
+    if not torch.cuda.is_available():
+        model.model.language_model.set_attn_implementation("eager")  # on a CPU the fused kernel's backward pass takes far longer
     features = RoomFeatures(out / "features", training_rooms(recipe, out))
     tasks = {name: (TRAINING_TASKS[name], weight) for name, weight in stage.tasks.items()}
     vision = model.config.vision_config
@@ -212,7 +225,7 @@ def train_sft(recipe: Recipe, out: Path, variant: str) -> None:
         recipe.rooms.height // vision.patch_size,
         recipe.rooms.width // vision.patch_size,
     )
-    dataset = RoomQuestions(features, processor, tasks, stage.questions, grid, see, stage.think)
+    dataset = RoomQuestions(features, processor, tasks, stage.questions, grid, see, stage.think, stage.note_error)
     rates = {name: rate for name, rate in stage.learning_rates.items() if see or "language_model" in name}
     if "3d" not in see:
         rates.pop("model.connector", None)

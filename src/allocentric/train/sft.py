@@ -14,18 +14,22 @@ from jaxtyping import Bool, Int
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import Trainer
 
 from allocentric.models.processor import SpatialMLLMProcessor
+from allocentric.train.optimizer import GroupedTrainer
 
 IGNORE = -100
 
 
 class Turn(NamedTuple):
-    """One question put to the model, as prompted, and the answer it should give."""
+    """One question put to the model, as prompted, and the answer it should give.
+
+    shown   what stands in the sequence in the answer's place, as many tokens long; None: the answer itself.
+    """
 
     prompt: str
     answer: str
+    shown: str | None = None
 
 
 def pack(
@@ -42,7 +46,10 @@ def pack(
     labels, segments = [IGNORE] * len(ids), [0] * len(ids)
     for i, turn in enumerate(turns, start=1):
         question, answer = encode(processor.suffix(turn.prompt)), encode(turn.answer + "<|im_end|>")
-        ids += question + answer
+        shown = answer if turn.shown is None else encode(turn.shown + "<|im_end|>")
+        if len(shown) != len(answer):
+            raise ValueError(f"{turn.shown!r}: found {len(shown)} tokens, expected the {len(answer)} of {turn.answer!r}")
+        ids += question + shown
         labels += [IGNORE] * len(question) + answer
         segments += [i] * (len(question) + len(answer))
     return {"input_ids": torch.tensor(ids), "labels": torch.tensor(labels), "segments": torch.tensor(segments)}
@@ -82,7 +89,7 @@ def packed_positions(
     return positions - torch.where(segments > 0, start - first, 0)
 
 
-class SFTTrainer(Trainer):
+class SFTTrainer(GroupedTrainer):
     """Hugging Face's Trainer on packed sequences.
 
     `learning_rates` maps a parameter-name prefix to its learning rate; the longest matching prefix holds, and what matches none is
@@ -96,13 +103,8 @@ class SFTTrainer(Trainer):
         self.learning_rates = learning_rates
         freeze_except(self.model, learning_rates)
 
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        if self.optimizer is None:
-            network = self.accelerator.unwrap_model(self.model if model is None else model)
-            groups = parameter_groups(network, self.learning_rates, self.args.weight_decay)
-            betas = (self.args.adam_beta1, self.args.adam_beta2)
-            self.optimizer = torch.optim.AdamW(groups, betas=betas, eps=self.args.adam_epsilon)
-        return self.optimizer
+    def parameter_groups(self, model: nn.Module) -> list[dict]:
+        return parameter_groups(model, self.learning_rates, self.args.weight_decay)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Mean over answer tokens: all of the step's, however it is split into forward passes and processes."""
@@ -121,9 +123,11 @@ class SFTTrainer(Trainer):
         # logits only where some row has an answer token to predict
         targets = labels[:, 1:]
         keep = (targets != IGNORE).any(dim=0).nonzero().squeeze(1)
+        # additive, as every attention implementation takes it
+        hidden = torch.zeros((), device=segments.device).masked_fill(~packed_mask(segments), torch.finfo(torch.float32).min)
         outputs = model(
             **inputs,
-            attention_mask=packed_mask(segments),
+            attention_mask=hidden,
             position_ids=packed_positions(positions, segments),
             logits_to_keep=keep,
             use_cache=False,
