@@ -4,23 +4,28 @@ import json
 import pickle
 import shutil
 import struct
+import zipfile
 import zlib
 from io import BytesIO
 from pathlib import Path
 
 import av
+import lzfse
 import numpy as np
+import OpenEXR
 import pytest
 import torch
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
-from allocentric.readers import layout_of, open_scene, open_scenes, open_views
+from allocentric.cli import main
+from allocentric.readers import count_frames, layout_of, open_scene, open_scenes, open_views
 from allocentric.readers.arkitscenes import pose_at
 from allocentric.readers.embodiedscan import open_embodiedscan, read_pickle
 from allocentric.readers.scannet import open_scannet_scene, read_label_map, read_split
 from allocentric.readers.scannetpp import DepthStream, lz4_block
 from allocentric.readers.sens import SensFile
+from allocentric.scenes import save_scene
 
 W, H, DW, DH = 16, 12, 8, 6  # colour and depth
 K = np.array([[14.0, 0, 8], [0, 14.0, 6], [0, 0, 1]])
@@ -679,6 +684,198 @@ def test_scale_in_a_pose_is_refused(tmp_path):
     (folder / "transforms.json").write_text(json.dumps(data))
     with pytest.raises(ValueError, match="none of the 2 poses can be used; the first is not rigid"):
         open_views(folder)
+
+
+# ------------------------------------------------------------------------------------------------ Record3D and Polycam
+
+
+def phone_pose(i: int) -> np.ndarray:
+    """The same pose as ARKit has it: the world's y is up, the camera looks along -z."""
+    y_up = np.array([[1.0, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1]])
+    return y_up @ pose(i) @ np.diag([1.0, -1, -1, 1])
+
+
+def record3d_metadata(n: int = 3, **changes) -> dict:
+    poses = [[*Rotation.from_matrix(phone_pose(i)[:3, :3]).as_quat(), *phone_pose(i)[:3, 3]] for i in range(n)]
+    data = {"w": W, "h": H, "dw": DW, "dh": DH, "fps": 10, "K": K.T.ravel().tolist(), "poses": poses}
+    data["frameTimestamps"] = [5 + i / 10 for i in range(n)]
+    data["perFrameIntrinsicCoeffs"] = [[14 + i, 14 + i, 8, 6] for i in range(n)]
+    return data | changes
+
+
+def metres() -> np.ndarray:
+    depth = ramp().astype(np.float32) / 1000
+    depth[0, 1] = np.nan
+    return depth
+
+
+def write_r3d(path: Path, **changes) -> Path:
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("metadata", json.dumps(record3d_metadata(**changes)))
+        for i in (2, 0, 1):
+            file.writestr(f"rgbd/{i}.jpg", jpeg(i))
+            file.writestr(f"rgbd/{i}.depth", lzfse.compress(metres().tobytes()))
+            file.writestr(f"rgbd/{i}.conf", lzfse.compress(bytes(DW * DH)))
+    return path
+
+
+def test_record3d(tmp_path):
+    file = write_r3d(tmp_path / "room.r3d")
+    views = open_views(file)
+    assert layout_of(file) == "record3d" and views.indices.tolist() == [0, 1, 2] and greys(views) == [0, 1, 2]
+    assert same(views.camera_to_world, [pose(i) for i in range(3)]) and same(views.times, [0, 0.1, 0.2])
+    assert same(views.depth[1, 5, ::2], 1 + 0.01 * np.arange(DW)) and views.scale == "metric"
+    assert (views.depth[0, :2, :4] == 0).all()  # not measured: 0 and NaN in the file
+    assert views.intrinsics[:, 0, 0].tolist() == [14, 15, 16]
+    with zipfile.ZipFile(file) as packed:
+        packed.extractall(tmp_path / "unpacked")
+    again = open_views(tmp_path / "unpacked")
+    assert layout_of(tmp_path / "unpacked") == "record3d" and torch.equal(again.depth, views.depth)
+    # older exports: no size of depth, one camera for all, a frame that was lost
+    lost = [[0, 0, 0, 0, 1, 2, 3], *record3d_metadata()["poses"][1:]]
+    old = write_r3d(tmp_path / "old.r3d", dw=None, perFrameIntrinsicCoeffs=[], poses=lost, frameTimestamps=[])
+    views = open_views(old)
+    assert views.indices.tolist() == [1, 2] and same(views.intrinsics[0], K) and views.times is None and count_frames(old) == 2
+    assert same(views.depth[1, 5, ::2], 1 + 0.01 * np.arange(DW))
+
+
+def test_record3d_of_exr_pictures(tmp_path):
+    folder = tmp_path / "EXR_RGBD"
+    for part in ("rgb", "depth"):
+        (folder / part).mkdir(parents=True)
+    (folder / "metadata.json").write_text(json.dumps(record3d_metadata()))
+    header = {"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage}
+    for i in range(2):
+        (folder / "rgb" / f"{i}.jpg").write_bytes(jpeg(i))
+        OpenEXR.File(header, {"R": metres()}).write(str(folder / "depth" / f"{i}.exr"))
+    for path in (tmp_path, folder):
+        views = open_views(path)
+        assert views.indices.tolist() == [0, 1] and same(views.depth[1, 5, ::2], 1 + 0.01 * np.arange(DW))
+        assert same(views.camera_to_world[1], pose(1)) and (views.depth[0, :2, :4] == 0).all()
+    (folder / "depth" / "1.exr").write_bytes(b"not a picture")
+    with pytest.raises(ValueError, match=r"1\.exr: cannot be read as an EXR picture"):
+        open_views(folder)
+    assert open_views(folder, depth=False).depth is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"poses": None}, "metadata: expected poses, w and h, found no list of poses"),
+        ({"poses": [[0, 0, 0, 1]] * 3}, "pose 0: expected qx qy qz qw tx ty tz, found 4 numbers"),
+        ({"perFrameIntrinsicCoeffs": [], "K": [1, 2]}, "expected K as 9 numbers, found 2"),
+        ({"dw": 5}, r"0\.depth: expected 5x6 depths, found 48"),
+        ({"h": 2 * H}, r"0\.jpg: the picture is 16x12, metadata says 16x24"),
+    ],
+)
+def test_bad_record3d_exports_are_refused(tmp_path, changes, match):
+    with pytest.raises(ValueError, match=match) as error:
+        open_views(write_r3d(tmp_path / "room.r3d", **changes))
+    assert "room.r3d" in str(error.value)
+
+
+def test_broken_record3d_files_are_refused_by_name(tmp_path):
+    file = write_r3d(tmp_path / "room.r3d")
+    with zipfile.ZipFile(file) as packed:
+        packed.extractall(tmp_path / "unpacked")
+    depth = tmp_path / "unpacked" / "rgbd" / "1.depth"
+    for broken in (b"no LZFSE", depth.read_bytes()[:20]):
+        depth.write_bytes(broken)
+        with pytest.raises(ValueError, match=r"1\.depth: cannot be unpacked as depth"):
+            open_views(tmp_path / "unpacked")
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"room\.r3d: cannot be read as a \.r3d"):
+        open_views(file)
+    file.rename(tmp_path / "room.zip")
+    with pytest.raises(ValueError, match=r"room\.zip: found an archive.*unpack it first"):
+        open_views(tmp_path / "room.zip")
+
+
+def write_polycam(root: Path, kind: str = "", depth: bool = True) -> Path:
+    folder = root / "keyframes"
+    for part in (f"{kind}images", f"{kind}cameras", "depth"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    for i in range(3):
+        shade(i).save(folder / f"{kind}images" / f"{1000 + i}.jpg", quality=95)
+        camera = {"width": 2 * W, "height": 2 * H, "fx": 28, "fy": 28, "cx": 16, "cy": 12, "blur_score": 1}
+        camera |= {f"t_{row}{column}": phone_pose(i)[row, column] for row in range(3) for column in range(4)}
+        if i < 2 or not kind:  # a picture that Polycam could not place
+            (folder / f"{kind}cameras" / f"{1000 + i}.json").write_text(json.dumps(camera))
+        if depth:
+            Image.fromarray(ramp()).save(folder / "depth" / f"{1000 + i}.png")
+    return root
+
+
+def test_polycam(tmp_path):
+    folder = write_polycam(tmp_path)
+    views = open_views(folder)
+    assert layout_of(folder) == "polycam" and views.indices.tolist() == [1000, 1001, 1002] and greys(views) == [0, 1, 2]
+    assert same(views.camera_to_world, [pose(i) for i in range(3)]) and same(views.intrinsics[0], K)
+    assert same(views.depth[2, 5, ::2], 1 + 0.01 * np.arange(DW)) and views.scale == "metric"
+    write_polycam(tmp_path, "corrected_")
+    assert open_views(folder / "keyframes").indices.tolist() == [1000, 1001]
+    (folder / "keyframes" / "depth" / "1000.png").unlink()
+    assert open_views(folder).depth is None
+    (folder / "keyframes" / "corrected_cameras" / "1001.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"1001\.json: expected a camera with intrinsics and pose, found no width"):
+        open_views(folder)
+
+
+# ---------------------------------------------------------------------------------------------------------- all of them
+
+
+def captures(folder: Path) -> list[Path]:
+    """One of each layout but 3RScan's."""
+    made = [write_tum(folder / "tum"), write_transforms(folder / "nerf"), exported(folder / "scan"), write_arkit(folder)]
+    made += [write_iphone(folder / "pp").parent, write_r3d(folder / "room.r3d"), write_polycam(folder / "poly")]
+    made.append(folder / "lost.sens")
+    made[-1].write_bytes(sens_bytes())
+    return made
+
+
+def test_captures_from_the_command_line(tmp_path, capsys):
+    """`allo info` of each layout; it reads one picture of each."""
+    said = []
+    for path in captures(tmp_path):
+        main(["info", str(path), "--json"])
+        said.append(json.loads(capsys.readouterr().out))
+    layouts = ["tum", "transforms", "scannet", "arkitscenes", "scannet++", "record3d", "polycam", "scannet"]
+    assert [facts["layout"] for facts in said] == layouts and [facts["frames"] for facts in said] == [3, 2, 4, 3, 4, 3, 3, 4]
+    assert {(facts["height"], facts["width"], facts["depth"], facts["scale"]) for facts in said} == {(H, W, "given", "metric")}
+
+
+def test_annotations_from_the_command_line(tmp_path):
+    """`allo data make` from each annotation: the size of its chair or bed."""
+    box = obb((1, 2, 0.5), (0.5, 0.6, 1.0), 0.3)
+    groups = json.dumps({"segGroups": [{"id": 1, "objectId": 1, "label": "chair", "segments": [1], "obb": box}]})
+    for name in ("scannetpp/scans", "3rscan", "41069021", "folder"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "scannetpp" / "scans" / "segments_anno.json").write_text(groups)
+    (tmp_path / "3rscan" / "semseg.v2.json").write_text(groups)
+    item = {"label": "bed", "segments": {"obbAligned": box}}
+    (tmp_path / "41069021" / "41069021_3dod_annotation.json").write_text(json.dumps({"data": [item]}))
+    (tmp_path / "infos.pkl").write_bytes(pickle.dumps(infos()))
+    metadata = {"scene0011_00": {"room_size": 12.5, "object_counts": {"chair": 1}, "object_bbox": {"chair": [box]}}}
+    (tmp_path / "metadata.json").write_text(json.dumps(metadata))
+    save_scene(open_scene(tmp_path / "metadata.json"), tmp_path / "folder" / "scene.json")
+    made = [scan(tmp_path, "axisAlignment = " + " ".join(map(str, np.eye(4).ravel())) + "\n")]
+    made += [tmp_path / name for name in ("scannetpp", "3rscan", "41069021", "infos.pkl", "metadata.json", "folder")]
+    words = ["data", "make", "--task", "object_size_estimation", "--scenes", *map(str, made), "--out", str(tmp_path / "out")]
+    main([*words, "--workers", "1"])
+    rows = [json.loads(line) for line in (tmp_path / "out" / "questions.jsonl").read_text().splitlines()]
+    names = ["scene0001_00", "scannetpp", "3rscan", "41069021", "scannet/scene0000_00", "scene0011_00", "folder"]
+    assert [row["scene"] for row in rows] == names and [row["answer"] for row in rows] == ["100"] * 7
+    rows = [json.loads(line) for line in (tmp_path / "out" / "conversations.jsonl").read_text().splitlines()]
+    assert [row["conversations"][1]["value"] for row in rows] == ["100"] * 7 and rows[1]["video"] == "scannetpp/video.mp4"
+
+
+def test_frames_are_counted_without_reading_pictures(tmp_path, monkeypatch):
+    """As many as `open_views` returns, and no picture or depth is decoded for it."""
+    made = captures(tmp_path)
+    expected = [len(open_views(path)) for path in made]
+    for name in ("read_image", "decode_image", "read_depth"):
+        monkeypatch.setattr(f"allocentric.readers.posed.{name}", None)
+    assert [count_frames(path) for path in made] == expected == [3, 2, 4, 3, 4, 3, 3, 4]
 
 
 def test_frames_are_tensors_of_one_kind(tmp_path):

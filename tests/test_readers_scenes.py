@@ -2,14 +2,16 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.spatial.transform import Rotation
 
-from allocentric.geometry.boxes import Box3D, boxes_to_array
+from allocentric.geometry.boxes import Box3D, OrientedBox, boxes_to_array
 from allocentric.geometry.floor import alpha_shape, alpha_shape_area, floor_points, polygon_area
 from allocentric.geometry.visibility import box_owners, box_visibility
 from allocentric.readers import layout_of, open_scene, open_scenes, open_views, with_visibility
@@ -69,6 +71,37 @@ def test_bad_metadata_is_refused_by_name(tmp_path, scene, match):
     with pytest.raises(ValueError, match=match) as error:
         open_scenes(path)
     assert "room7" in str(error.value)
+
+
+def test_metadata_as_scannet_and_scannetpp_have_it(tmp_path):
+    """Boxes that lean, sides in any order, fields of VLM-3R's generator, spelling, and boxes that hold no numbers."""
+    nan = float("nan")
+    turn = Rotation.from_euler("xyz", [0.6, -0.4, 1.0]).as_matrix()  # as the smallest box around some points may lie
+    chair = {"centroid": [1, 2, 0.5], "axesLengths": [0.5, 0.9, 0.7], "normalizedAxes": turn.T.ravel().tolist()}
+    half = np.abs(turn) @ np.array(chair["axesLengths"]) / 2
+    chair |= {"min": (chair["centroid"] - half).tolist(), "max": (chair["centroid"] + half).tolist(), "instance_id": 17}
+    door = {"centroid": [6.65, 1.9, 3.1], "axesLengths": [3.6, 0.3, 1.3], "normalizedAxes": [0, -1, 0, 0, 0, 1, -1, 0, 0]}
+    lost = chair | {"normalizedAxes": [nan] * 9}
+    nothing = chair | {"centroid": [nan, 0, 0], "min": [nan] * 3, "max": None}
+    scene = {
+        "video_path": "scannet/videos/val/scene0011_00.mp4", "dataset": "scannet", "split": "val", "img_width": 640,
+        "room_size": 0.0, "room_center": [nan, nan, nan], "object_counts": {"office chair": 2, "door": 1, "shower_curtain": 1},
+        "object_bboxes": {"office chair": [chair, lost], "door": [door], "shower_curtain": [nothing], "lamp": []},
+    }  # fmt: skip
+    path = tmp_path / "meta.json"
+    path.write_text(json.dumps({"scene0011_00": scene, "scene0015_00": scene | {"object_bboxes": {}, "object_counts": {}}}))
+    with pytest.raises(ValueError, match=r"scene0011_00: box of 'shower_curtain': .*drop_bad_boxes=True"):
+        open_scenes(path)
+    scenes = open_scenes(path, drop_bad_boxes=True)
+    assert scenes["scene0015_00"].objects == () and scenes["scene0011_00"].room_area is None
+    first, second, third = scenes["scene0011_00"].objects
+    assert (first.id, second.id, third.id) == (1, 2, 3) and first.label == "office chair"
+    assert first.oriented == OrientedBox((1.0, 2.0, 0.5), (0.5, 0.9, 0.7), tuple(map(tuple, turn.T.tolist())))
+    assert first.box.center == (1, 2, 0.5) and sorted(first.box.size) == [0.5, 0.7, 0.9]
+    assert second.oriented is None and np.allclose(second.box.size, 2 * half) and second.box.yaw == 0
+    assert third.box.size == (3.6, 1.3, 0.3) and third.box.yaw == pytest.approx(-np.pi / 2)
+    save_scene(replace(scenes["scene0011_00"], name="kitchen"), tmp_path / "scene.json")
+    assert load_scene(tmp_path).objects == (first, second, third)
 
 
 def test_the_published_arkitscenes_metadata():

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from allocentric.readers import VideoFile, layout_of, open_views
+from allocentric.readers import VideoFile, count_frames, layout_of, open_views
 
 Facts = dict[str, str | int | float]
 
@@ -20,7 +20,7 @@ def describe(what: str) -> Facts:
 
 
 def describe_source(path: Path) -> Facts:
-    """Layout, size and length of what the readers find at `path`."""
+    """Layout, size and length of what the readers find at `path`, from headers and one frame in the middle."""
     layout = layout_of(path)
     if layout == "video":
         video = VideoFile(path)
@@ -32,8 +32,11 @@ def describe_source(path: Path) -> Facts:
             "height": video.height,
             "width": video.width,
         }
-    views = open_views(path)
-    frames, _, height, width = views.frames.shape
+    frames = count_frames(path)
+    if frames == 0:  # says why
+        open_views(path)
+    views = open_views(path, [frames // 2])
+    height, width = views.frames.shape[2:]
     facts: Facts = {"source": str(path), "layout": layout, "frames": frames, "height": height, "width": width}
     for name in ("depth", "intrinsics", "camera_to_world", "times"):
         facts[name] = "given" if getattr(views, name) is not None else "not given"
@@ -42,9 +45,12 @@ def describe_source(path: Path) -> Facts:
 
 def describe_model(path: Path | None) -> Facts:
     """Kind, parts and parameter counts of the model in a folder, or of nano."""
+    from transformers.utils import logging
+
     from allocentric.model import NANO
     from allocentric.models.spatial_mllm import load_spatial_mllm
 
+    logging.disable_progress_bar()
     folder = path or NANO
     network = load_spatial_mllm(folder)
     model = network.model

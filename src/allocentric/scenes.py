@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from allocentric.geometry.boxes import Box3D
+from allocentric.geometry.boxes import Box3D, OrientedBox
 from allocentric.geometry.floor import alpha_shape, floor_points, polygon_area
 
 FORMAT, VERSION = "allocentric-scene", 1
@@ -23,11 +23,19 @@ STRUCTURE = ("wall", "floor", "ceiling", "remove", "split")  # in lower case: an
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One annotated object. `id` is its value in instance-id images (>= 1)."""
+    """One annotated object.
+
+    id         its value in instance-id images (>= 1, 0 is no object): the number of the data set where that starts at 1, one more
+               where it starts at 0 (ScanNet's objectId, EmbodiedScan's bbox_id).
+    box        upright.
+    oriented   the box as annotated, where the annotation turns boxes in any way; distances are between these. `box` then has the
+               same centre and side lengths, set upright.
+    """
 
     id: int
     label: str
     box: Box3D
+    oriented: OrientedBox | None = None
 
 
 @dataclass(frozen=True)
@@ -63,10 +71,7 @@ def scene_to_dict(scene: AnnotatedScene) -> dict:
         "format": FORMAT,
         "version": VERSION,
         "name": scene.name,
-        "objects": [
-            {"id": o.id, "label": o.label, "center": list(o.box.center), "size": list(o.box.size), "yaw": o.box.yaw}
-            for o in scene.objects
-        ],
+        "objects": [_object_to_dict(o) for o in scene.objects],
         "room_area": scene.room_area,
         "floor": [np.asarray(polygon).tolist() for polygon in scene.floor],
         "times": _list(scene.times),
@@ -79,7 +84,9 @@ def scene_from_dict(data: dict) -> AnnotatedScene:
     """Read what `scene_to_dict` wrote; a missing or malformed field raises ValueError. `times` may be absent."""
     try:
         objects = tuple(
-            SceneObject(o["id"], o["label"], Box3D(_floats(o["center"]), _floats(o["size"]), float(o["yaw"]), o["label"]))
+            SceneObject(
+                o["id"], o["label"], Box3D(_floats(o["center"]), _floats(o["size"]), float(o["yaw"]), o["label"]), _oriented(o)
+            )
             for o in data["objects"]
         )
         visibility, poses, times = data["visibility"], data["camera_to_world"], data.get("times")
@@ -161,6 +168,21 @@ def _short(message: str, most: int = 200) -> str:
     """One line of an error message that may quote a whole document."""
     line = " ".join(message.split())
     return line if len(line) <= most else f"{line[: most // 2]} ... {line[-most // 2 :]}"
+
+
+def _object_to_dict(o: SceneObject) -> dict:
+    plain = {"id": o.id, "label": o.label, "center": list(o.box.center), "size": list(o.box.size), "yaw": o.box.yaw}
+    if o.oriented is not None:
+        box = o.oriented
+        plain["oriented"] = {"center": list(box.center), "size": list(box.size), "axes": [list(axis) for axis in box.axes]}
+    return plain
+
+
+def _oriented(data: dict) -> OrientedBox | None:
+    if (box := data.get("oriented")) is None:
+        return None
+    x, y, z = map(_floats, box["axes"])
+    return OrientedBox(_floats(box["center"]), _floats(box["size"]), (x, y, z))
 
 
 def _list(array: np.ndarray | None) -> list | None:

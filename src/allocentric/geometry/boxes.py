@@ -6,6 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+_SIGNS = np.array([[x, y, z] for x in (-1.0, 1.0) for y in (-1.0, 1.0) for z in (-1.0, 1.0)])
+_EDGES = np.array([[i, j] for i in range(8) for j in range(i) if np.abs(_SIGNS[i] - _SIGNS[j]).sum() == 2])
+
 
 @dataclass(frozen=True)
 class Box3D:
@@ -19,6 +22,29 @@ class Box3D:
     yaw: float = 0.0
     label: str = ""
     score: float | None = None
+
+
+@dataclass(frozen=True)
+class OrientedBox:
+    """A box turned in any way, as scans are annotated: centre, full side lengths, and the direction of each side.
+
+    Metres; `axes[i]` is the unit vector along the side of length `size[i]`.
+    """
+
+    center: tuple[float, float, float]
+    size: tuple[float, float, float]
+    axes: tuple[tuple[float, float, float], tuple[float, float, float], tuple[float, float, float]]
+
+
+def oriented_to_array(boxes: Iterable[OrientedBox]) -> Float[np.ndarray, "n 5 3"]:
+    """Boxes as rows of centre, side lengths and the three side directions."""
+    return np.array([(b.center, b.size, *b.axes) for b in boxes], dtype=np.float64).reshape(-1, 5, 3)
+
+
+def as_oriented(box: Box3D) -> OrientedBox:
+    """The same box with its side directions written out."""
+    cos, sin = float(np.cos(box.yaw)), float(np.sin(box.yaw))
+    return OrientedBox(box.center, box.size, ((cos, sin, 0.0), (-sin, cos, 0.0), (0.0, 0.0, 1.0)))
 
 
 def boxes_to_array(boxes: Iterable[Box3D]) -> Float[np.ndarray, "n 7"]:
@@ -45,6 +71,54 @@ def box_distance(a: Float[np.ndarray, "n 7"], b: Float[np.ndarray, "n 7"]) -> Fl
     corner_to_box = np.minimum(_corner_to_footprint(a, b), _corner_to_footprint(b, a))
     horizontal = np.where(_footprints_overlap(a, b), 0.0, corner_to_box)
     return np.hypot(horizontal, vertical)
+
+
+def oriented_corners(boxes: Float[np.ndarray, "*batch 5 3"]) -> Float[np.ndarray, "*batch 8 3"]:
+    """Corners of boxes turned in any way, metres."""
+    return boxes[..., 0:1, :] + (_SIGNS / 2 * boxes[..., 1:2, :]) @ boxes[..., 2:5, :]
+
+
+def oriented_distance(a: Float[np.ndarray, "n 5 3"], b: Float[np.ndarray, "n 5 3"]) -> Float[np.ndarray, " n"]:
+    """Exact distance in metres between the closest points of each two boxes turned in any way; 0 when they touch or overlap.
+
+    Two disjoint boxes are closest at a corner of one of them, or at an edge of each.
+    """
+    corners = oriented_corners(a), oriented_corners(b)
+    to_box = np.minimum(points_to_box(corners[0], b).min(-1), points_to_box(corners[1], a).min(-1))
+    (p, u), (q, v) = ((c[:, _EDGES[:, 0]], c[:, _EDGES[:, 1]] - c[:, _EDGES[:, 0]]) for c in corners)
+    between_edges = _segment_distance(p[:, :, None], u[:, :, None], q[:, None], v[:, None]).min((-1, -2))
+    return np.where(_boxes_overlap(a, b), 0.0, np.minimum(to_box, between_edges))
+
+
+def points_to_box(
+    points: Float[np.ndarray, "*batch k 3"], box: Float[np.ndarray, "*batch 5 3"]
+) -> Float[np.ndarray, "*batch k"]:
+    """Distance in metres from each point to a box turned in any way; 0 inside."""
+    local = (points - box[..., 0:1, :]) @ np.swapaxes(box[..., 2:5, :], -1, -2)
+    return np.linalg.norm(np.maximum(np.abs(local) - box[..., 1:2, :] / 2, 0.0), axis=-1)
+
+
+def _segment_distance(p: np.ndarray, u: np.ndarray, q: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Distance between the segments from p to p + u and from q to q + v (Ericson, Real-Time Collision Detection, 5.1.9)."""
+    offset = p - q
+    uu, vv, uv, uo, vo = (u * u).sum(-1), (v * v).sum(-1), (u * v).sum(-1), (u * offset).sum(-1), (v * offset).sum(-1)
+    across = uu * vv - uv * uv  # 0 for parallel segments: any point of the first will do, ends are corners and looked at elsewhere
+    s = np.clip(_ratio(uv * vo - uo * vv, across), 0.0, 1.0)
+    t = np.clip(_ratio(uv * s + vo, vv), 0.0, 1.0)
+    s = np.clip(_ratio(uv * t - uo, uu), 0.0, 1.0)
+    return np.linalg.norm(offset + s[..., None] * u - t[..., None] * v, axis=-1)
+
+
+def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.divide(a, b, out=np.zeros(np.broadcast_shapes(a.shape, b.shape)), where=b > 1e-12)
+
+
+def _boxes_overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Whether boxes share a point: none of the 15 directions of sides and of their cross products separates them."""
+    offset, (ax, bx) = b[:, 0] - a[:, 0], (a[:, 2:5], b[:, 2:5])
+    directions = np.concatenate([ax, bx, np.cross(ax[:, :, None], bx[:, None]).reshape(-1, 9, 3)], axis=1)
+    reach = sum((np.abs(directions @ np.swapaxes(box[:, 2:5], 1, 2)) * box[:, None, 1] / 2).sum(-1) for box in (a, b))
+    return (np.abs((directions @ offset[:, :, None])[..., 0]) <= reach + 1e-12).all(-1)
 
 
 def box_iou(a: Float[np.ndarray, "n 7"], b: Float[np.ndarray, "n 7"]) -> Float[np.ndarray, " n"]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from allocentric.readers.annotated import open_scene, open_scenes, with_visibility
 from allocentric.readers.images import open_images
-from allocentric.readers.layouts import READERS, Source, layout_of
+from allocentric.readers.layouts import READERS, Source, count_frames, layout_of
 from allocentric.readers.rgbd import is_rgbd_folder, open_rgbd
 from allocentric.readers.video import VideoFile, open_video
 from allocentric.views import Views
@@ -15,6 +15,7 @@ from allocentric.views import Views
 __all__ = [
     "Source",
     "VideoFile",
+    "count_frames",
     "is_rgbd_folder",
     "layout_of",
     "open_images",

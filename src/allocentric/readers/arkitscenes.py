@@ -23,10 +23,10 @@ from jaxtyping import Float
 from scipy.spatial.transform import Rotation, Slerp
 
 from allocentric.readers.meshes import ply_points
-from allocentric.readers.oriented import upright_box
-from allocentric.readers.posed import PosedFrame, numbered_files, pinhole_matrix, read_json, rigid, views_from
+from allocentric.readers.oriented import oriented_object
+from allocentric.readers.posed import Capture, PosedFrame, numbered_files, pinhole_matrix, read_json, rigid
 from allocentric.readers.video import VideoFile
-from allocentric.scenes import AnnotatedScene, SceneObject, with_floor
+from allocentric.scenes import AnnotatedScene, with_floor
 from allocentric.views import Views
 
 TRAJECTORY, MAX_GAP = "lowres_wide.traj", 0.12  # seconds; samples are 0.1 apart
@@ -55,6 +55,11 @@ def open_arkitscenes(
 
     `Views.indices` count the pictures in order of time; `times` are seconds from the first.
     """
+    return arkitscenes_capture(path).views(frames, max_side, drop_bad_poses)
+
+
+def arkitscenes_capture(path: str | PathLike) -> Capture:
+    """A scene of which no picture was read yet."""
     folder = Path(path)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder")
@@ -92,7 +97,7 @@ def open_arkitscenes(
         found.append(PosedFrame(number, color, k, pose, depths.get(depth), time=seconds, name=f"the frame at {time:.3f} s"))
     if not found:
         raise ValueError(f"{folder}: none of the {len(pictures)} frames has intrinsics and a pose within {MAX_GAP} s (and depth)")
-    return views_from(found, str(folder), frames, max_side, drop_bad_poses)
+    return Capture(found, str(folder))
 
 
 def _frames_folder(folder: Path) -> Path | None:
@@ -182,11 +187,12 @@ def open_arkitscenes_scene(path: str | PathLike) -> AnnotatedScene:
     for item in data["data"]:
         try:
             label, obb = item["label"], item["segments"]["obbAligned"]
-            box = upright_box(obb["centroid"], obb["axesLengths"], obb["normalizedAxes"], label, str(file))
+            number, sides = len(objects) + 1, obb["axesLengths"]
+            found = oriented_object(number, label, obb["centroid"], sides, obb["normalizedAxes"], str(file))
         except (KeyError, TypeError) as error:
             raise ValueError(f"{file}: object {len(objects)}: expected label and segments.obbAligned ({error!r})") from error
-        if max(box.size) > MOST_METRES:
-            raise ValueError(f"{file}: the {label} is {max(box.size):.0f} long; expected metres, is this another unit?")
-        objects.append(SceneObject(len(objects) + 1, label, box))
+        if max(found.box.size) > MOST_METRES:
+            raise ValueError(f"{file}: the {label} is {max(found.box.size):.0f} long; expected metres, is this another unit?")
+        objects.append(found)
     scene, mesh = AnnotatedScene(name, tuple(objects)), file.with_name(f"{name}_3dod_mesh.ply")
     return with_floor(scene, ply_points(mesh)) if mesh.is_file() else scene

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from allocentric.readers.oriented import upright_box
+from allocentric.readers.oriented import oriented_object
 from allocentric.readers.posed import PosedFrame, number_in, views_from
-from allocentric.scenes import STRUCTURE, AnnotatedScene, SceneObject
+from allocentric.scenes import STRUCTURE, AnnotatedScene
 from allocentric.views import Views
 
 DEPTH_SCALES = {"matterport3d": 4000.0}  # units a metre; 1000 elsewhere
@@ -92,7 +92,7 @@ def _scene(item: dict, names: dict[int, str], path: Path, skip: Collection[str])
             continue
         angles = np.append(box[6:], np.zeros(9 - len(box)))
         axes = Rotation.from_euler("ZXY", angles).as_matrix().T
-        objects.append(SceneObject(int(instance["bbox_id"]) + 1, label, upright_box(box[:3], box[3:6], axes, label, where)))
+        objects.append(oriented_object(int(instance["bbox_id"]) + 1, label, box[:3], box[3:6], axes, where))
     align = _matrix(item.get("axis_align_matrix", np.eye(4)), f"{where}: axis_align_matrix")
     images = [image for image in item.get("images", ()) if "cam2global" in image]
     poses = [align @ _matrix(image["cam2global"], f"{where}: cam2global") for image in images]

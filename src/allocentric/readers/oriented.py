@@ -1,11 +1,20 @@
-"""Oriented boxes as data sets file them -> upright `Box3D`."""
+"""Oriented boxes as data sets file them -> upright `Box3D`, and objects that keep both."""
 
 import numpy as np
 from jaxtyping import Float
 
-from allocentric.geometry.boxes import Box3D
+from allocentric.geometry.boxes import Box3D, OrientedBox
+from allocentric.scenes import SceneObject
 
 Numbers = list | tuple | np.ndarray
+
+
+def oriented_object(number: int, label: str, center: Numbers, lengths: Numbers, axes: Numbers, where: str) -> SceneObject:
+    """An object with its box as filed (`axes` as in `upright_box`), and the upright one of it."""
+    box = upright_box(center, lengths, axes, label, where)
+    rows = np.asarray(axes, dtype=np.float64).reshape(3, 3).tolist()
+    size = tuple(np.asarray(lengths, dtype=np.float64).ravel().tolist())
+    return SceneObject(number, label, box, OrientedBox(box.center, size, tuple(map(tuple, rows))))
 
 
 def upright_box(

@@ -22,6 +22,8 @@ from allocentric.readers.choose import chosen_frames, fit_within
 from allocentric.readers.images import natural_key, read_image
 from allocentric.views import Views, check_views, pose_fault
 
+OPENGL_TO_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])  # camera axes (x right, y up, z back) of phones and renderers to ours
+Y_UP_TO_Z_UP = np.array([[1.0, 0, 0, 0], [0, 0, -1, 0], [0, 1, 0, 0], [0, 0, 0, 1]])  # ARKit's world to ours
 NO_MEASUREMENT = 65535
 DROP_HINT = "(drop_bad_poses=True leaves such frames out)"
 MAX_ASPECT_ERROR = 0.02  # how much the proportions of depth and colour may differ and still be one field of view
@@ -51,6 +53,25 @@ class PosedFrame:
     name: str = ""
 
 
+@dataclass(frozen=True)
+class Capture:
+    """A posed capture of which no picture was read yet: what `views_from` needs to read some. `len` are the frames it can give."""
+
+    posed: Sequence[PosedFrame]
+    source: str
+    depth_scale: float | int = 1000.0
+    to_world: Float[np.ndarray, "4 4"] | None = None
+    scale: Literal["metric", "relative"] = "metric"
+
+    def __len__(self) -> int:
+        return sum(fault is None for fault in _faults(self.posed))
+
+    def views(self, frames: int | Sequence[int] | None = None, max_side: int | None = None, drop_bad_poses: bool = True) -> Views:
+        """See `views_from`."""
+        given = self.depth_scale, self.to_world, self.scale
+        return views_from(self.posed, self.source, frames, max_side, drop_bad_poses, *given)
+
+
 def views_from(
     posed: Sequence[PosedFrame],
     source: str,
@@ -70,7 +91,7 @@ def views_from(
     """
     if not posed:
         raise ValueError(f"{source}: found no frame that has a picture and a pose, expected at least one")
-    faults = [pose_fault(torch.from_numpy(np.asarray(f.camera_to_world, dtype=np.float64))) for f in posed]
+    faults = _faults(posed)
     if drop_bad_poses:
         if all(faults):
             raise ValueError(f"{source}: none of the {len(posed)} poses can be used; the first {faults[0]}")
@@ -129,6 +150,11 @@ def views_from(
             source=source,
         )
     )
+
+
+def _faults(posed: Sequence[PosedFrame]) -> list[str | None]:
+    """What is wrong with each pose, None where it can be used."""
+    return [pose_fault(torch.from_numpy(np.asarray(f.camera_to_world, dtype=np.float64))) for f in posed]
 
 
 def depth_at_color(

@@ -66,7 +66,7 @@ def open_rgbd(
     folder = Path(path)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder")
-    color = {p.name[: p.name.index(".color.")]: p for p in folder.iterdir() if p.name.endswith(COLOR_SUFFIXES)}
+    color = _color_files(folder)
     stems = sorted(color, key=natural_key)
     if not stems:
         raise ValueError(f"{folder}: no frames; expected frame-NNNNNN.color.jpg or .color.png")
@@ -126,6 +126,15 @@ def open_rgbd(
             source=str(folder),
         )
     )
+
+
+def count_rgbd(folder: str | PathLike) -> int:
+    """Number of colour pictures in a folder, each of which is a frame."""
+    return len(_color_files(Path(folder)))
+
+
+def _color_files(folder: Path) -> dict[str, Path]:
+    return {p.name[: p.name.index(".color.")]: p for p in folder.iterdir() if p.name.endswith(COLOR_SUFFIXES)}
 
 
 def _intrinsics(folder: Path, given: np.ndarray | None) -> Float[Tensor, "3 3"]:

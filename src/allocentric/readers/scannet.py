@@ -22,7 +22,7 @@ from jaxtyping import Float
 
 from allocentric.geometry.boxes import Box3D
 from allocentric.readers.meshes import ply_points
-from allocentric.readers.posed import PosedFrame, number_in, numbered_files, read_intrinsics, read_json, read_matrix, views_from
+from allocentric.readers.posed import Capture, PosedFrame, number_in, numbered_files, read_intrinsics, read_json, read_matrix
 from allocentric.readers.sens import SensFile
 from allocentric.scenes import STRUCTURE, AnnotatedScene, SceneObject, with_floor
 from allocentric.views import Views
@@ -59,6 +59,11 @@ def open_scannet(
 
     `Views.indices` are ScanNet's frame numbers. Depth is registered to colour.
     """
+    return scannet_capture(path, axis_alignment).views(frames, max_side, drop_bad_poses)
+
+
+def scannet_capture(path: str | PathLike, axis_alignment: Float[np.ndarray, "4 4"] | None = None) -> Capture:
+    """A scan of which no picture was read yet, of a recording only the headers."""
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
@@ -75,7 +80,7 @@ def open_scannet(
         posed = _posed_images(path)
     else:
         raise ValueError(f"{path}: found no ScanNet frames, expected a .sens file, color/ and pose/, or posed images with .txt")
-    return views_from(posed, str(path), frames, max_side, drop_bad_poses, to_world=axis_alignment)
+    return Capture(posed, str(path), to_world=axis_alignment)
 
 
 def _sens_in(folder: Path) -> Path | None:

@@ -27,10 +27,10 @@ from allocentric.readers.colmap import read_colmap
 from allocentric.readers.distortion import undistort
 from allocentric.readers.images import natural_key, read_image
 from allocentric.readers.meshes import ply_points
-from allocentric.readers.oriented import upright_box
-from allocentric.readers.posed import PosedFrame, number_in, numbered_files, pinhole_matrix, read_json, views_from
+from allocentric.readers.oriented import oriented_object
+from allocentric.readers.posed import Capture, PosedFrame, number_in, numbered_files, pinhole_matrix, read_json
 from allocentric.readers.video import VideoFile
-from allocentric.scenes import STRUCTURE, AnnotatedScene, SceneObject, with_floor
+from allocentric.scenes import STRUCTURE, AnnotatedScene, with_floor
 from allocentric.views import Views
 
 DEPTH_SIZE = (192, 256)
@@ -60,6 +60,11 @@ def open_scannetpp(
 
     `Views.indices` are the numbers in the pictures' names (iPhone: frames of the video).
     """
+    return scannetpp_capture(path, device).views(frames, max_side, drop_bad_poses)
+
+
+def scannetpp_capture(path: str | PathLike, device: str | None = None) -> Capture:
+    """A scene's pictures, of which none was read yet."""
     folder = Path(path)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder")
@@ -72,7 +77,7 @@ def open_scannetpp(
         posed = _dslr_frames(dslr)
     else:
         raise ValueError(f"{folder}: found no {device or 'ScanNet++'} capture, expected iphone/{POSES} or dslr/colmap/images.txt")
-    return views_from(posed, str(folder), frames, max_side, drop_bad_poses)
+    return Capture(posed, str(folder))
 
 
 def _iphone_folder(path: Path) -> Path | None:
@@ -299,8 +304,8 @@ def stk_scene(name: str, file: Path, skip: Collection[str]) -> AnnotatedScene:
         for key in ("centroid", "axesLengths", "normalizedAxes"):
             if key not in obb:
                 raise ValueError(f"{file}: the box of object {group['objectId']} ({label}) has no {key}")
-        box = upright_box(obb["centroid"], obb["axesLengths"], obb["normalizedAxes"], label, str(file))
-        objects.append(SceneObject(int(group["objectId"]) + first, label, box))
+        number, sides = int(group["objectId"]) + first, obb["axesLengths"]
+        objects.append(oriented_object(number, label, obb["centroid"], sides, obb["normalizedAxes"], str(file)))
     return AnnotatedScene(name, tuple(objects))
 
 

@@ -32,16 +32,13 @@ def open_scene_folder(
     """
     folder = Path(path)
     document = load_document(folder)
-    if (folder / "rgbd").is_dir() and is_rgbd_folder(folder / "rgbd"):
+    pictures = pictures_of(folder)
+    if pictures.name == "rgbd":
         if max_side is not None:
             raise ValueError(f"{folder}: max_side is for videos and images; an RGB-D capture is read at its own size")
-        return replace(open_rgbd(folder / "rgbd", frames, **options), source=str(folder))
-    if (folder / "video.mp4").is_file():
-        views = open_video(folder / "video.mp4", frames, max_side=max_side, **options)
-    elif (folder / "images").is_dir() and list_images(folder / "images"):
-        views = open_images(folder / "images", frames, max_side=max_side, **options)
-    else:
-        raise ValueError(f"{folder}: found no pictures, expected rgbd/, video.mp4 or images/")
+        return replace(open_rgbd(pictures, frames, **options), source=str(folder))
+    read = open_video if pictures.name == "video.mp4" else open_images
+    views = read(pictures, frames, max_side=max_side, **options)
     camera = document.get("camera")
     if camera is None:
         return replace(views, source=str(folder))
@@ -52,3 +49,14 @@ def open_scene_folder(
         raise ValueError(f"{folder}: the pictures are {width}x{height}, the camera of scene.json {filed}")
     k = (shrink @ torch.tensor(camera["intrinsics"], dtype=torch.float64)).float()
     return check_views(replace(views, intrinsics=k.expand(len(views), 3, 3).contiguous(), source=str(folder)))
+
+
+def pictures_of(folder: Path) -> Path:
+    """The rgbd/, video.mp4 or images/ of a scene folder, whichever is there first."""
+    if (folder / "rgbd").is_dir() and is_rgbd_folder(folder / "rgbd"):
+        return folder / "rgbd"
+    if (folder / "video.mp4").is_file():
+        return folder / "video.mp4"
+    if (folder / "images").is_dir() and list_images(folder / "images"):
+        return folder / "images"
+    raise ValueError(f"{folder}: found no pictures, expected rgbd/, video.mp4 or images/")

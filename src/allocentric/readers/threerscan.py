@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from allocentric.readers.posed import PosedFrame, number_in, read_matrix, views_from
+from allocentric.readers.posed import Capture, PosedFrame, number_in, read_matrix
 from allocentric.readers.scannetpp import stk_scene, with_mesh
 from allocentric.scenes import STRUCTURE, AnnotatedScene
 from allocentric.views import Views
@@ -48,6 +48,11 @@ def open_threerscan(
 
     `Views.indices` are the numbers in the file names.
     """
+    return threerscan_capture(path).views(frames, max_side, drop_bad_poses)
+
+
+def threerscan_capture(path: str | PathLike) -> Capture:
+    """A scan of which no picture was read yet."""
     folder = Path(path)
     sequence = _sequence(folder) if folder.is_dir() else None
     if sequence is None:
@@ -66,7 +71,7 @@ def open_threerscan(
         shift = float(info.get("m_depthShift", "1000"))
     except ValueError as error:
         raise ValueError(f"{sequence / INFO}: expected m_depthShift as a number, found {info['m_depthShift']!r}") from error
-    return views_from(posed, str(folder), frames, max_side, drop_bad_poses, depth_scale=shift)
+    return Capture(posed, str(folder), depth_scale=shift)
 
 
 def _read_info(file: Path) -> dict[str, str]:

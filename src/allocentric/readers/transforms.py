@@ -23,10 +23,9 @@ from torch import Tensor
 
 from allocentric.readers.distortion import Lens, undistort, undistort_depth
 from allocentric.readers.images import IMAGE_SUFFIXES, natural_key, read_image
-from allocentric.readers.posed import PosedFrame, number_in, pinhole_matrix, read_depth, read_json, views_from
+from allocentric.readers.posed import OPENGL_TO_OPENCV, Capture, PosedFrame, number_in, pinhole_matrix, read_depth, read_json
 from allocentric.views import Views
 
-OPENGL_TO_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
 PERSPECTIVE = ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "PERSPECTIVE")
 
 
@@ -50,6 +49,11 @@ def open_transforms(
     scale: Literal["metric", "relative"] | None = None,
 ) -> Views:
     """Views of a transforms.json or of its folder, in natural order of the pictures' names."""
+    return transforms_capture(path, scale).views(frames, max_side, drop_bad_poses)
+
+
+def transforms_capture(path: str | PathLike, scale: Literal["metric", "relative"] | None = None) -> Capture:
+    """The capture of a transforms.json; of the pictures no more than their sizes was read."""
     path = Path(path)
     file = transforms_file(path)
     if file is None:
@@ -84,7 +88,7 @@ def open_transforms(
         posed.append(PosedFrame(number, color, k, pose @ OPENGL_TO_OPENCV, depth, time=time, name=entry["file_path"]))
     if scale is None:
         scale = "metric" if posed[0].depth is not None else "relative"
-    return views_from(posed, str(path), frames, max_side, drop_bad_poses, scale=scale)
+    return Capture(posed, str(path), scale=scale)
 
 
 def _picture(folder: Path, name: str) -> Path | None:

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.spatial.transform import Rotation
 
-from allocentric.readers.posed import PosedFrame, pinhole_matrix, rigid, views_from
+from allocentric.readers.posed import Capture, PosedFrame, pinhole_matrix, rigid
 from allocentric.views import Views
 
 MAX_OFFSET = 0.02  # seconds; the frames of a stream are 1/30 apart
@@ -49,6 +49,11 @@ def open_tum(
     `Views.indices` count the lines of rgb.txt; `times` are seconds from the first. The lens distortion of freiburg1 and 2 (a few
     pixels at the corners) is not corrected: depth is registered to the pictures as they are.
     """
+    return tum_capture(path, intrinsics).views(frames, max_side, drop_bad_poses)
+
+
+def tum_capture(path: str | PathLike, intrinsics: Float[np.ndarray, "3 3"] | None = None) -> Capture:
+    """A sequence of which no picture was read yet."""
     folder = Path(path)
     if not is_tum(folder):
         raise ValueError(f"{folder}: expected a TUM RGB-D sequence with rgb.txt and groundtruth.txt")
@@ -75,7 +80,7 @@ def open_tum(
         posed.append(PosedFrame(number, folder / words[0], k, matrix, file, time=time - pictures[0][0], name=words[0]))
     if not posed:
         raise ValueError(f"{folder}: none of the {len(pictures)} pictures has a pose (and depth) within {MAX_OFFSET} s")
-    return views_from(posed, str(folder), frames, max_side, drop_bad_poses, depth_scale=DEPTH_SCALE)
+    return Capture(posed, str(folder), depth_scale=DEPTH_SCALE)
 
 
 def _table(file: Path, columns: int) -> list[tuple[float, list[str]]]:

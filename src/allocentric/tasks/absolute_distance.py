@@ -2,10 +2,9 @@
 
 import numpy as np
 
-from allocentric.geometry.boxes import box_distance, boxes_to_array
 from allocentric.scenes import AnnotatedScene
 from allocentric.tasks.base import Question
-from allocentric.tasks.facts import pair_distances, the_box, unique_objects
+from allocentric.tasks.facts import index_of, pair_distances, unique_objects
 from allocentric.tasks.vsibench import VSITask
 
 NEAREST = 0.3  # metres; closer objects make the rounding to 0.1 m a matter of luck
@@ -39,6 +38,7 @@ class AbsoluteDistance(VSITask):
 def distance(scene: AnnotatedScene, a: str, b: str) -> float:
     """Metres between the closest points of two unique objects.
 
-    Exact, where VSI-Bench takes the least distance between points sampled in the two boxes and so comes out a little higher.
+    Exact, where VSI-Bench takes the least distance between points sampled in the two boxes and so comes out a little higher
+    (`facts.published_distances`).
     """
-    return float(box_distance(boxes_to_array([the_box(scene, a)]), boxes_to_array([the_box(scene, b)]))[0])
+    return float(pair_distances(scene)[index_of(scene, a), index_of(scene, b)])

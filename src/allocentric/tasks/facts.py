@@ -1,16 +1,27 @@
 """What several question types need to know about a scene."""
 
 from collections import Counter
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from allocentric.geometry.boxes import Box3D, box_distance, boxes_to_array
+from allocentric.geometry.boxes import (
+    Box3D,
+    OrientedBox,
+    as_oriented,
+    box_distance,
+    boxes_to_array,
+    oriented_distance,
+    oriented_to_array,
+)
+from allocentric.geometry.sampled import sampled_distance, sampled_points
 from allocentric.scenes import AnnotatedScene, SceneObject
 
 VISIBLE = 0.003  # an object counts as seen from the frame on in which it covers this fraction of the image,
 HINT = 0.0005  # and is possibly noticed from this fraction on: between the two, questions about its appearance are ambiguous
+UPRIGHT = 1e-6  # a box counts as upright when the steepest of its directions has a z that is this close to 1: 0.1 degrees
 
 
 def seen(scene: AnnotatedScene) -> Bool[np.ndarray, " n"]:
@@ -59,12 +70,44 @@ def pair_distances(scene: AnnotatedScene) -> Float[np.ndarray, "n n"]:
 
 @lru_cache(maxsize=64)
 def _pair_distances(objects: tuple[SceneObject, ...]) -> np.ndarray:
-    boxes = boxes_to_array(o.box for o in objects)
-    i, j = np.triu_indices(len(boxes), k=1)
-    distances = np.zeros((len(boxes), len(boxes)))
-    distances[i, j] = distances[j, i] = box_distance(boxes[i], boxes[j])
+    i, j = np.triu_indices(len(objects), k=1)
+    turned = oriented_to_array(map(oriented_box, objects))
+    if (np.abs(turned[:, 2:5, 2]).max(1, initial=0) < 1 - UPRIGHT).any():
+        apart = oriented_distance(turned[i], turned[j])
+    else:
+        boxes = boxes_to_array(o.box for o in objects)
+        apart = box_distance(boxes[i], boxes[j])
+    distances = np.zeros((len(objects), len(objects)))
+    distances[i, j] = distances[j, i] = apart
     distances.setflags(write=False)
     return distances
+
+
+def oriented_box(o: SceneObject) -> OrientedBox:
+    """The box as annotated; the upright one where no other is known."""
+    return as_oriented(o.box) if o.oriented is None else o.oriented
+
+
+def published_distances(scene: AnnotatedScene, anchor: str, labels: Sequence[str]) -> Float[np.ndarray, " k"]:
+    """Metres from a unique object to the nearest instance of each category, by VSI-Bench's rule.
+
+    That is the distance of the closest of the points sampled in the two boxes (`geometry.sampled`), up to a few centimetres more
+    than the exact one of `pair_distances`. Published answers are made so.
+    """
+    one = oriented_box(scene.objects[index_of(scene, anchor)])
+    others = [[oriented_box(scene.objects[i]) for i in indices_of(scene, label)] for label in labels]
+    return np.array([min(_sampled_distance(one, other) for other in boxes) for boxes in others])
+
+
+@lru_cache(maxsize=4096)
+def _sampled_distance(a: OrientedBox, b: OrientedBox) -> float:
+    return sampled_distance(*_sampled(a), *_sampled(b))
+
+
+@lru_cache(maxsize=256)
+def _sampled(box: OrientedBox) -> tuple[np.ndarray, np.ndarray]:
+    row = oriented_to_array([box])[0]
+    return sampled_points(row), row
 
 
 def centers(scene: AnnotatedScene) -> Float[np.ndarray, "n 2"]:

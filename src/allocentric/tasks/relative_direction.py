@@ -5,10 +5,10 @@ import math
 import numpy as np
 from jaxtyping import Float, Int
 
-from allocentric.geometry.boxes import boxes_to_array, footprint_corners
+from allocentric.geometry.boxes import oriented_corners, oriented_to_array
 from allocentric.scenes import AnnotatedScene
 from allocentric.tasks.base import Question, multiple_choice
-from allocentric.tasks.facts import bearings, centers, pair_distances, the_box, unique_objects, wrap
+from allocentric.tasks.facts import bearings, centers, oriented_box, pair_distances, the_box, unique_objects, wrap
 from allocentric.tasks.vsibench import VSITask
 
 NEAREST, FARTHEST = 0.3, 5.0  # metres between the boxes of any two of the three objects
@@ -101,11 +101,11 @@ def _draw(
 
 
 def _corners_agree(scene: AnnotatedScene, triple: np.ndarray, level: str, answer: int) -> bool:
-    """Whether at least three of the four corners of the queried object lie in the same direction as its centre."""
-    standing, facing, query = boxes_to_array(scene.objects[i].box for i in triple)
-    faced, to_corner = facing[:2] - standing[:2], footprint_corners(query) - standing[:2]
+    """Whether at least six of the eight corners of the queried object lie in the same direction as its centre."""
+    standing, facing, query = oriented_to_array(oriented_box(scene.objects[i]) for i in triple)
+    faced, to_corner = facing[0, :2] - standing[0, :2], oriented_corners(query)[:, :2] - standing[0, :2]
     angle = wrap(np.arctan2(to_corner[:, 1], to_corner[:, 0]) - np.arctan2(faced[1], faced[0]))
-    return int((sector(level, angle) == answer).sum()) >= 3
+    return int((sector(level, angle) == answer).sum()) >= 6
 
 
 def _text(level: str, standing: str, facing: str, query: str) -> str:

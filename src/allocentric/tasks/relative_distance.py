@@ -1,5 +1,7 @@
 """Relative distance: which of four categories is closest to an object."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Float
 
@@ -49,12 +51,12 @@ class RelativeDistance(VSITask):
         return questions
 
 
-def category_distances(scene: AnnotatedScene, anchor: str, labels: list[str]) -> Float[np.ndarray, " k"]:
+def category_distances(scene: AnnotatedScene, anchor: str, labels: Sequence[str]) -> Float[np.ndarray, " k"]:
     """Metres from a unique object to the closest instance of each category, closest points of the boxes; 0 for itself."""
     return _distances_to_categories(scene, labels)[index_of(scene, anchor)]
 
 
-def _distances_to_categories(scene: AnnotatedScene, labels: list[str]) -> Float[np.ndarray, "n k"]:
+def _distances_to_categories(scene: AnnotatedScene, labels: Sequence[str]) -> Float[np.ndarray, "n k"]:
     meters = pair_distances(scene)
     return np.stack([meters[:, indices_of(scene, label)].min(1) for label in labels], axis=1)
 
