@@ -7,6 +7,7 @@ import _nano
 import allocentric
 import counts
 import encoder_memory
+import grounding
 import questions
 import sampler
 import startup
@@ -125,3 +126,17 @@ def test_the_sampler_chooses_the_frames_of_its_baseline():
     points, confidence = sampler.box_room(6, 28, 42)
     expected = sampler.baseline_greedy(sampler.baseline_voxels(points, confidence), 4)
     assert list(space_aware(points, 4, confidence, mode="reference").order) == expected
+
+
+def test_preparing_a_scene_for_grounding_equals_the_published_pattern_at_a_fraction_of_the_work(monkeypatch):
+    points_off, objects_off = grounding.check(8, 50, 8)
+    assert points_off <= 1e-5 and objects_off <= 1e-5
+    depth, k, poses = grounding.capture(8)
+    points, boxes = grounding.our_points(depth, k, poses), grounding.some_boxes(50)
+    tokens = torch.randn(len(points) * grounding.SIDE**2, 16)
+    published = grounding.numbers(lambda: grounding.published_objects(grounding.as_pictures(points), tokens, boxes))
+    assert published > 5 * grounding.numbers(lambda: grounding.our_objects(points, tokens, boxes))
+    right = grounding.our_points
+    monkeypatch.setattr(grounding, "our_points", lambda *given: right(*given) + 1e-4)
+    with pytest.raises(AssertionError, match="points differ"):
+        grounding.check(8, 50, 8)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shapely.geometry import Polygon
+from shapely import Polygon, intersection
 
 from allocentric.geometry.boxes import Box3D, box_iou, boxes_to_array, footprint_corners
 from allocentric.scenes import AnnotatedScene, SceneObject
@@ -40,7 +40,9 @@ BOX = st.tuples(PLACE, PLACE, PLACE, SIDE, SIDE, SIDE, ANGLE)
 
 def clipped_by_shapely(a: np.ndarray, b: np.ndarray) -> float:
     height = min(a[2] + a[5] / 2, b[2] + b[5] / 2) - max(a[2] - a[5] / 2, b[2] - b[5] / 2)
-    shared = Polygon(footprint_corners(a)).intersection(Polygon(footprint_corners(b))).area * max(height, 0)
+    footprints = [Polygon(footprint_corners(box)) for box in (a, b)]
+    # on a grid: where edges of turned boxes coincide but for rounding, shapely may otherwise find nothing in common
+    shared = intersection(*footprints, grid_size=1e-14).area * max(height, 0)
     return shared / (a[3:6].prod() + b[3:6].prod() - shared)
 
 

@@ -98,6 +98,8 @@ def test_runs_are_compared_scored_again_and_handed_on(allo, benchmark, tmp_path)
     rows = {folder: read_run(folder)[1] for folder in (a, b)}
     assert found["scores"]["micro"]["a"] == pytest.approx(100 * sum(row.score for row in rows[a]) / 6)
     assert found["mcnemar"]["n"] == 4 and "b - a" in allo("eval", "compare", a, b)[0]
+    for name, mark in (("difference.html", "<td>micro</td>"), ("difference.md", "| micro |")):
+        assert allo("eval", "compare", a, b, name)[2] == 0 and mark in (tmp_path / name).read_text()
     again = json.loads(allo("eval", "score", b, "--profile", "vlmevalkit", "--json")[0])
     assert again["profile"] == "vlmevalkit" and (b / "vlmevalkit" / "report.md").is_file()
     assert allo("eval", "export", b, "log.jsonl")[2] == 0
@@ -106,6 +108,8 @@ def test_runs_are_compared_scored_again_and_handed_on(allo, benchmark, tmp_path)
     assert json.loads(out)["scores"] == json.loads((b / "report.json").read_text())["scores"]
     for words, complaint in (
         (("compare", a), "found 1 files, expected two runs"),
+        (("compare", a, b, "difference.pdf"), "ends in .md or .html"),
+        (("rooms",), "but rooms have none"),
         (("compare", a, "nowhere"), "nowhere: found no answers"),
         (("nothing",), "task: found 'nothing'"),
         (("vsibench", a), "expected only options"),

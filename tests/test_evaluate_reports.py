@@ -84,6 +84,9 @@ def test_a_report_says_everything(rows):
     assert headline.score == pytest.approx(numbers["overall"]) and headline.low < headline.score < headline.high
     assert lines["macro/mra"].score == pytest.approx(numbers["macro/mra"]) and lines["macro/mra"].low is None
     assert any("none of the benchmark's" in note for note in report.notes)
+    assert not any("Only a part" in note for note in report.notes)
+    for facts in ({"only": "s/1"}, {"limit": 3}):
+        assert any("Only a part" in note for note in make_report(VSIBench(), rows, "official", facts).notes)
     page = to_html(report)
     assert "&lt;nobody&gt;" in page and "<nobody>" not in page and "http" not in page and "<script" not in page
     text = to_markdown(report)

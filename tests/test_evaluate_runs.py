@@ -341,7 +341,8 @@ def test_two_processes_share_the_scenes(tmp_path):
     script = script.replace("for _ in", "from test_evaluate_runs import Signed\nfor _ in", 1)
     (tmp_path / "ask.py").write_text(script)
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    # with --cpu, accelerate would start one process
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no", str(tmp_path / "ask.py"), str(tmp_path / "a.jsonl"), "0.01"]
     done = subprocess.run(launch, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]

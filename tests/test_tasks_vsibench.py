@@ -62,6 +62,8 @@ def test_scores_equal_the_published_scorers(profile):
         ("321", "three hundred and twenty-one", 0, 1, 0, 0),
         ("4", "<think>5 or 6</think><answer>4</answer>", 0, 1, 1, 1),
         ("4", "", 0, 0, 0, 0),
+        ("2", "[1], [2]", 0, 0.1, 0, 1),
+        ("1", "[{[]: 1}]", 0, 1, 0, 0),  # no list that Python reads
     ],
 )
 def test_scores_of_free_text(truth, text, official, lmms_eval, spatial_mllm, vlmevalkit):

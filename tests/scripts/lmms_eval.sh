@@ -38,12 +38,12 @@ for scene in range(2):
 open("test.jsonl", "w").write("".join(json.dumps(row) + "\n" for row in rows))
 PYTHON
 rm -rf tasks logs runs
-"$python" -m allocentric.evaluate.lmms_tasks vsibench --data test.jsonl --videos videos --out tasks --max-new-tokens 32
-"$python" -m lmms_eval eval --model allocentric --model_args max_num_frames=4 --tasks allocentric_vsibench --include_path tasks \
+"$python" -m allocentric.evaluate.lmms_tasks vsibench --data test.jsonl --videos videos --out tasks --max-new-tokens 128
+"$python" -m lmms_eval --model allocentric --model_args max_num_frames=4 --tasks allocentric_vsibench --include_path tasks \
     --log_samples --output_path logs --batch_size 1
 log=$(find logs -name '*samples_allocentric_vsibench.jsonl')
 "$python" -m allocentric.cli eval import "$log" vsibench --data test.jsonl --out runs --json | tee imported.json
-"$python" -m allocentric.cli eval vsibench --data test.jsonl --videos videos --frames 4 --max-new-tokens 32 --out runs --json >asked.json
+"$python" -m allocentric.cli eval vsibench --data test.jsonl --videos videos --frames 4 --max-new-tokens 128 --out runs --json >asked.json
 "$python" - <<'PYTHON'
 import json
 from pathlib import Path
@@ -53,5 +53,7 @@ imported, asked = (json.loads(Path(name).read_text().splitlines()[-1])["scores"]
 theirs = next(value for name, value in results.items() if name.startswith("micro,"))
 assert abs(theirs - imported["micro"]["score"]) < 1e-6, (theirs, imported["micro"])
 assert imported == asked, (imported, asked)
+said = [[json.loads(line)["prediction"] for line in file.open()] for file in Path("runs").glob("*/answers.jsonl")]
+assert len(said) == 2 and said[0] == said[1] and any(said[0]), said
 print(f"lmms-eval, its imported log and allo eval agree: micro {theirs:.2f}")
 PYTHON

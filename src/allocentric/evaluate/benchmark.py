@@ -14,19 +14,32 @@ import hashlib
 import inspect
 import json
 import platform
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
+from transformers import PreTrainedModel
+
 from allocentric.evaluate.answers import Row, question_to_dict, read_rows, write_whole
+from allocentric.evaluate.pointing import ChanceBox, Pointing, open_annotated, points
 from allocentric.evaluate.report import Report, make_report, to_html, to_markdown
 from allocentric.evaluate.responders import Blind, Chance, Frequency, Seeing, find_sources
 from allocentric.evaluate.run import Responder, ask, device, process, scenes
+from allocentric.geometry.boxes import Box3D
+from allocentric.ground import S2_NANO
+from allocentric.models.grounding import load_grounding
+from allocentric.models.scene import weights_id
+from allocentric.readers.proposals import read_proposals
+from allocentric.readers.scannet import read_split
 from allocentric.sampling import CANDIDATES
+from allocentric.scenes import AnnotatedScene
 from allocentric.tasks import BENCHMARKS
 from allocentric.tasks.base import Benchmark, Question
+from allocentric.tasks.overlap import GroundingBenchmark, SceneBenchmark, recall
+from allocentric.tasks.referit3d import ReferIt3D
+from allocentric.tasks.scan2cap import Scan2Cap
 
 PACKAGES = ("allocentric", "torch", "transformers", "numpy", "av", "pillow")
 Progress = Callable[[str, Iterable[tuple[int, int]]], None]
@@ -46,6 +59,10 @@ class Plan:
     profile: str = ""
     subset: str | None = None
     images: Path | None = None
+    scenes: Path | None = None
+    proposals: Path | None = None
+    labels: Path | None = None
+    scans: Path | None = None
     only: str = "*"
     limit: int | None = None
     frames: int = 16
@@ -60,17 +77,23 @@ def evaluate(plan: Plan, progress: Progress) -> tuple[Path, Report]:
     """The folder of the run, and its report."""
     benchmark = benchmark_named(plan.task)
     profile = benchmark.check(plan.profile)
-    questions = read_questions(benchmark, plan)
-    responder, about = make_responder(plan, questions)
-    prompts = {question.id: benchmark.prompt(question, profile) for question in questions}
+    questions, candidates = place(benchmark, plan, read_questions(benchmark, plan), progress)
+    if isinstance(benchmark, GroundingBenchmark):
+        responder, about = make_pointing(plan, questions, benchmark, profile, candidates)
+    else:
+        responder, about = make_responder(plan, questions)
+    prompts = {question.id: responder.prompt(question, benchmark.prompt(question, profile)) for question in questions}
     asked = json.dumps([[question_to_dict(q), prompts[q.id]] for q in questions])
     facts = {
         "profile": profile,
         "subset": plan.subset or "all",
         "only": plan.only,
+        "limit": plan.limit or "none",
+        "scans": "all" if plan.scans is None else plan.scans.name,
         "questions": len(questions),
         "scenes": len(scenes(questions)),
         "asked": hashlib.sha256(asked.encode()).hexdigest()[:16],
+        **({"boxes": boxes_of(plan)} if isinstance(benchmark, SceneBenchmark) else {}),
         **about,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
     }
@@ -103,16 +126,50 @@ def benchmark_named(task: str) -> Benchmark:
 
 
 def read_questions(benchmark: Benchmark, plan: Plan) -> list[Question]:
-    """The benchmark's questions about the scenes that match `plan.only`, at most `plan.limit`."""
+    """The benchmark's questions about the scenes in `plan.scans` that match `plan.only`, at most `plan.limit`."""
     if plan.data is None or not plan.data.exists():
         raise ValueError(f"--data: found {plan.data or 'none'}, expected the official file or folder of {benchmark.name}")
-    given = {name: value for name in ("subset", "images") if (value := getattr(plan, name)) is not None}
+    given = {name: value for name in ("subset", "images", "labels") if (value := getattr(plan, name)) is not None}
     if unknown := given.keys() - inspect.signature(benchmark.read).parameters.keys():
         raise ValueError(f"--{sorted(unknown)[0]}: {benchmark.name} has none")
-    questions = [q for q in benchmark.read(plan.data, **given) if fnmatch.fnmatch(q.scene, plan.only)][: plan.limit]
-    if not questions:
-        raise ValueError(f"{plan.data}: found no questions about scenes {plan.only!r}")
-    return questions
+    questions = [q for q in benchmark.read(plan.data, **given) if fnmatch.fnmatch(q.scene, plan.only)]
+    if plan.scans is not None:
+        listed = set(read_split(plan.scans))
+        questions = [q for q in questions if {q.scene, q.scene.split("/")[-1]} & listed]
+    if not questions[: plan.limit]:
+        listed = f" that {plan.scans} lists" if plan.scans else ""
+        raise ValueError(f"{plan.data}: found no questions about scenes {plan.only!r}{listed}")
+    return questions[: plan.limit]
+
+
+def place(
+    benchmark: Benchmark, plan: Plan, questions: list[Question], progress: Progress
+) -> tuple[list[Question], dict[str, list[Box3D]]]:
+    """The questions with the boxes of what they are about, and the candidates of every scene: proposals, or its true boxes.
+
+    Benchmarks that are not about objects of annotated scenes stay as they are.
+    """
+    if not isinstance(benchmark, SceneBenchmark):
+        for name in ("scenes", "proposals"):
+            if getattr(plan, name) is not None:
+                raise ValueError(f"--{name}: {benchmark.name} has none")
+        return questions, {}
+    if plan.scenes is None:
+        raise ValueError(f"--scenes: found none, expected the folder of annotated scans where the boxes of {benchmark.name} are")
+    names = list(dict.fromkeys(q.scene for q in questions))
+    boxes = None if plan.proposals is None else {name: read_proposals(plan.proposals, name) for name in names}
+    scenes: dict[str, AnnotatedScene] = {}
+    progress("scenes", open_annotated(plan.scenes, names, scenes))
+    if isinstance(benchmark, Scan2Cap):
+        return [benchmark.place(q, scenes, boxes) for q in questions], {}
+    return [benchmark.place(q, scenes) for q in questions], boxes or {n: [o.box for o in scenes[n].objects] for n in names}
+
+
+def boxes_of(plan: Plan) -> str:
+    """Whose boxes are chosen among, or described: numbers with true ones and with detected ones are not comparable."""
+    if plan.proposals is None:
+        return "the true ones"
+    return f"{plan.proposals.name} (sha256 {hashlib.sha256(plan.proposals.read_bytes()).hexdigest()[:16]})"
 
 
 def make_responder(plan: Plan, questions: Sequence[Question]) -> tuple[Responder, dict[str, object]]:
@@ -123,23 +180,68 @@ def make_responder(plan: Plan, questions: Sequence[Question]) -> tuple[Responder
         return Frequency(questions), {"model": "frequency"}
 
     import allocentric
-    from allocentric.models.scene import weights_id
 
-    sources = {} if plan.baseline == "blind" else find_sources(questions, plan.videos)  # before a model is loaded for nothing
+    # before a model is loaded for nothing
+    sources = {} if plan.baseline == "blind" else find_shown(plan, questions)
     model = allocentric.load(plan.model, plan.processor, plan.geometry, device=device())
     network = model.network
-    about = {
-        "model": model.name,
-        "weights": weights_id(network)[:16],
-        "dtype": str(network.dtype).removeprefix("torch."),
-        "device": network.device.type,
-        "max_new_tokens": plan.max_new_tokens,
-    }
+    about = {**describe(model.name, network), "max_new_tokens": plan.max_new_tokens}
     if plan.baseline == "blind":
         return Blind(network, model.processor, plan.max_new_tokens), {**about, "sees": "nothing (blind)"}
     about |= {"frames": plan.frames, "sampling": plan.sampling}
     about |= {"candidates": plan.candidates} if plan.sampling == "space_aware" else {}
     return Seeing(model, sources, plan.frames, plan.sampling, plan.candidates, plan.max_new_tokens), about
+
+
+def find_shown(plan: Plan, questions: Sequence[Question]) -> dict[str, Path]:
+    """`find_sources` where the plan says; of benchmarks about images, the images must be somewhere."""
+    root = plan.videos or plan.scenes
+    told = plan.images or root or all(q.images and Path(q.images[0]).is_file() for q in questions)
+    if not told and "images" in inspect.signature(BENCHMARKS[plan.task].read).parameters:
+        raise ValueError(
+            f"--images: found none, expected the folder of the images of {plan.task}; those that its file carries are written there"
+        )
+    return find_sources(questions, root)
+
+
+def make_pointing(
+    plan: Plan, questions: Sequence[Question], benchmark: GroundingBenchmark, profile: str, candidates: Mapping[str, list[Box3D]]
+) -> tuple[Responder, dict[str, object]]:
+    """`make_responder` for grounding: a model that points chooses among the candidates, one that answers in words writes a box.
+
+    Without a model, the one that comes with the package and points is asked, as by `allo ground`.
+    """
+    if plan.baseline == "frequency":
+        raise ValueError(f"--baseline frequency: answers of {benchmark.name} are places, none is most frequent; take chance")
+    if plan.proposals is not None and isinstance(benchmark, ReferIt3D) and profile == "official":
+        raise ValueError(f"--proposals: {benchmark.name} official chooses among the true boxes; take --profile detected")
+    about = {f"recall@{least} of the candidates": round(recall(questions, candidates, least), 2) for least in (0.25, 0.5)}
+    if plan.baseline == "chance":
+        return ChanceBox(benchmark, profile, candidates), {"model": "chance", **about}
+    if plan.model is None and not (S2_NANO / "config.json").is_file():
+        raise ValueError("--model: found none, expected weights; none that point at things come with the package yet")
+    path = plan.model or S2_NANO
+    if not points(path):
+        if plan.proposals is not None:
+            raise ValueError(f"--proposals: {path} answers in words, expected a model that chooses among boxes")
+        return make_responder(plan, questions)
+    sources = find_shown(plan, questions)
+    network, processor = load_grounding(path, device())
+    about = {**describe(plan.model or S2_NANO.name, network), "frames": plan.frames, "sampling": plan.sampling, **about}
+    if blind := plan.baseline == "blind":
+        about["sees"] = "boxes and geometry, black pictures (blind)"
+    return Pointing(network, processor, benchmark, profile, candidates, sources, plan.frames, plan.sampling, blind), about
+
+
+def describe(name: str, network: PreTrainedModel) -> dict[str, object]:
+    """Which weights answered, and how they were run."""
+    return {
+        "model": name,
+        "weights": weights_id(network)[:16],
+        "dtype": str(network.dtype).removeprefix("torch."),
+        "device": network.device.type,
+        "decoding": "greedy",
+    }
 
 
 def write_report(folder: Path, report: Report) -> None:

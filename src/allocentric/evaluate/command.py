@@ -11,17 +11,18 @@ from allocentric.evaluate.benchmark import (
     Progress,
     benchmark_named,
     evaluate,
+    place,
     read_questions,
     read_run,
     rescore,
     write_report,
 )
 from allocentric.evaluate.logs import export_log, import_log
-from allocentric.evaluate.report import Comparison, Report, compare, make_report
+from allocentric.evaluate.report import Comparison, Report, compare, make_report, to_html, to_markdown
 from allocentric.evaluate.run import process
 
 EXPECTED = {
-    "compare": "two runs",
+    "compare": "two runs, and a .md or .html file to write if wanted",
     "score": "one run",
     "import": "a log and the name of its benchmark",
     "export": "a run and a new file",
@@ -35,18 +36,25 @@ def run(plan: Plan, files: Sequence[Path], log_format: str, progress: Progress) 
             raise ValueError(f"{plan.task}: found {files[0]} behind it, expected only options")
         _, report = evaluate(plan, progress)
         return report if process()[0] == 0 else None
-    if len(files) != (1 if plan.task == "score" else 2):
+    counts = {"score": (1,), "compare": (2, 3)}.get(plan.task, (2,))
+    if len(files) not in counts:
         raise ValueError(f"allo eval {plan.task}: found {len(files)} files, expected {EXPECTED[plan.task]}")
     if plan.task == "compare":
-        (about_a, a), (about_b, b) = map(read_run, files)
+        page = {".md": to_markdown, ".html": to_html}.get(files[-1].suffix) if len(files) == 3 else None
+        if len(files) == 3 and page is None:
+            raise ValueError(f"compare: found {files[2]}, expected a file to write that ends in .md or .html")
+        (about_a, a), (about_b, b) = map(read_run, files[:2])
         if about_a.get("profile") != about_b.get("profile"):
             raise ValueError(
                 f"compare: found scores of the profiles {about_a.get('profile')!r} and {about_b.get('profile')!r}, expected one; "
                 "allo eval score RUN --profile writes those of another"
             )
-        return compare(a, b, (str(files[0]), str(files[1])))
+        found = compare(a, b, (str(files[0]), str(files[1])))
+        if page is not None:
+            write_whole(files[2], page(found))
+        return found
     if plan.task == "import":
-        return _import(replace(plan, task=str(files[1])), files[0], log_format)
+        return _import(replace(plan, task=str(files[1])), files[0], log_format, progress)
     about, rows = read_run(files[0])
     benchmark = benchmark_named(about.get("task", ""))
     if plan.task == "export":
@@ -64,11 +72,12 @@ def run(plan: Plan, files: Sequence[Path], log_format: str, progress: Progress) 
     return report
 
 
-def _import(plan: Plan, log: Path, log_format: str) -> Report:
+def _import(plan: Plan, log: Path, log_format: str, progress: Progress) -> Report:
     """A run's folder, as if the questions had been asked here."""
     benchmark = benchmark_named(plan.task)
     profile = benchmark.check(plan.profile)
-    rows = import_log(log, log_format, benchmark, read_questions(benchmark, plan), profile)
+    questions, _ = place(benchmark, plan, read_questions(benchmark, plan), progress)
+    rows = import_log(log, log_format, benchmark, questions, profile)
     folder = plan.out / f"{plan.task}-{log.stem}-{profile}"
     folder.mkdir(parents=True, exist_ok=True)
     facts = {"profile": profile, "questions": len(rows), "model": f"imported from {log.name} ({log_format})"}

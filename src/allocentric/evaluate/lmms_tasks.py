@@ -8,6 +8,7 @@ begin with `allocentric_`, because among tasks of one name lmms-eval takes its o
 """
 
 import json
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +17,7 @@ import tyro
 from tyro.conf import Positional, arg
 
 from allocentric.evaluate.answers import question_from_dict, question_to_dict, write_whole
-from allocentric.evaluate.benchmark import Plan, benchmark_named, read_questions
+from allocentric.evaluate.benchmark import Plan, benchmark_named, place, read_questions
 from allocentric.evaluate.responders import find_sources
 from allocentric.tasks.base import Record
 
@@ -29,6 +30,10 @@ def write_task(
     out: Annotated[Path, arg(help="folder for --include_path")],
     videos: Annotated[Path | None, arg(help="folder of videos: <scene>.mp4, or a folder <scene>")] = None,
     images: Annotated[Path | None, arg(help="folder of the images of an image benchmark")] = None,
+    scenes: Annotated[Path | None, arg(help="folder of annotated scans, for benchmarks about their objects")] = None,
+    proposals: Annotated[Path | None, arg(help="scan2cap: JSON of detected boxes by scene; default: the true ones")] = None,
+    labels: Annotated[Path | None, arg(help="scanrefer: scannetv2-labels.combined.tsv")] = None,
+    scans: Annotated[Path | None, arg(help="file of scene names, such as scannetv2_val.txt; others are left out")] = None,
     profile: Annotated[str, arg(help="published scorer and prompt to follow; default: the benchmark's own")] = "",
     subset: str | None = None,
     limit: int | None = None,
@@ -37,8 +42,11 @@ def write_task(
     """Write a benchmark as a task of lmms-eval, named allocentric_TASK."""
     benchmark = benchmark_named(task)
     profile = benchmark.check(profile)
-    questions = read_questions(benchmark, Plan(task, data, subset=subset, images=images, limit=limit))
-    sources = find_sources(questions, videos)
+    plan = Plan(
+        task, data, subset=subset, images=images, scenes=scenes, proposals=proposals, labels=labels, scans=scans, limit=limit
+    )
+    questions, _ = place(benchmark, plan, read_questions(benchmark, plan), lambda _, steps: deque(steps, maxlen=0))
+    sources = find_sources(questions, videos or scenes)
     name = f"allocentric_{task}"
     docs = [
         {

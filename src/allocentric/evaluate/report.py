@@ -21,6 +21,9 @@ from allocentric.evaluate.statistics import (
 )
 from allocentric.tasks.base import Benchmark, Question
 from allocentric.tasks.choices import ChoiceBenchmark
+from allocentric.tasks.overlap import GroundingBenchmark
+from allocentric.tasks.referit3d import ReferIt3D
+from allocentric.tasks.scanrefer import ScanRefer
 from allocentric.tasks.vsibench import VSIBench
 
 HEADLINE = "overall"
@@ -73,10 +76,10 @@ def make_report(benchmark: Benchmark, rows: Sequence[Row], profile: str, facts: 
     """Everything the benchmark reports, scored by `profile` (rows hold that profile's scores)."""
     numbers = benchmark.aggregate([row.record() for row in rows], profile)
     plain, drawn = averages(rows), bootstrap({"run": rows})["run"]
-    baselines = {
-        "chance": averages(chance(benchmark, rows, profile)),
-        "frequency": averages(frequency(benchmark, rows, profile)),
-    }
+    baselines = {}
+    if not isinstance(benchmark, GroundingBenchmark):  # whose candidates are not in the rows, and no place is most frequent
+        baselines["chance"] = averages(chance(benchmark, rows, profile))
+        baselines["frequency"] = averages(frequency(benchmark, rows, profile))
     counts = _counts(rows, plain)
     lines = []
     for i, name in enumerate(plain.names):
@@ -92,7 +95,8 @@ def make_report(benchmark: Benchmark, rows: Sequence[Row], profile: str, facts: 
     if (kind := headline_kind(numbers[HEADLINE], plain)) is not None:
         headline = replace(next(line for line in lines if line.name == kind), name=f"{HEADLINE} (= {kind})")
     lines.append(headline)
-    return Report(benchmark.name, {"profile": profile, **facts}, tuple(lines), tuple(_notes(benchmark, rows, profile, numbers)))
+    notes = _notes(benchmark, rows, profile, numbers, facts)
+    return Report(benchmark.name, {"profile": profile, **facts}, tuple(lines), tuple(notes))
 
 
 def headline_kind(overall: float, plain: Averages) -> str | None:
@@ -124,6 +128,10 @@ def is_unread(benchmark: Benchmark, question: Question, prediction: str, profile
         found = benchmark.parse(prediction, profile, question.task)
     elif isinstance(benchmark, ChoiceBenchmark):
         found = benchmark.parse(prediction, profile, len(question.options) or 4)
+    elif isinstance(benchmark, ReferIt3D):
+        return benchmark.parse(prediction, profile) is None
+    elif isinstance(benchmark, ScanRefer):
+        return benchmark.parse(prediction) is None
     else:
         return not prediction.strip()
     return found is None or (bool(question.options) and str(found).upper() not in letters(question))
@@ -138,14 +146,25 @@ def _counts(rows: Sequence[Row], plain: Averages) -> dict[str, int]:
     return {name: tasks.count(name) for name in plain.names}
 
 
-def _notes(benchmark: Benchmark, rows: Sequence[Row], profile: str, numbers: Mapping[str, float]) -> list[str]:
+def _notes(
+    benchmark: Benchmark, rows: Sequence[Row], profile: str, numbers: Mapping[str, float], facts: Mapping[str, object]
+) -> list[str]:
     unread = sum(is_unread(benchmark, row.question, row.prediction, profile) for row in rows)
     scenes = len({row.scene for row in rows})
     notes = [
         f"{len(rows)} answers about {scenes} scenes; in {unread} of them the scorer found no answer, and they count as wrong.",
         f"Intervals: {DRAWS} bootstrap draws of scenes. Macro: mean of the tasks. Micro: mean of the answers.",
-        "Chance: expected score of a random option, 0 where there are none. Frequency: always the most frequent answer of a task.",
     ]
+    if isinstance(benchmark, GroundingBenchmark):
+        notes.append("What a random candidate scores, a run with --baseline chance tells.")
+    else:
+        notes.append(
+            "Chance: expected score of a random option, 0 where there are none. "
+            "Frequency: always the most frequent answer of a task."
+        )
+    if facts.get("only", "*") != "*" or facts.get("limit", "none") != "none":
+        part = "Only a part of the benchmark was asked: these are no numbers of the whole."
+        notes.append(f"{part} CIDEr, which weighs words by the questions at hand, least of all." if "CIDEr" in numbers else part)
     if numbers.get("partial"):
         notes.append("Not all question types are there: the overall score is none of the benchmark's.")
     return notes
@@ -214,7 +233,7 @@ def compare(a: Sequence[Row], b: Sequence[Row], names: tuple[str, str] = ("a", "
             f"compare: found {len(a)} and {len(b)} answers, expected the same questions; "
             f"{len(only)} were asked in one run alone, such as {only[:1]}"
         )
-    if other := next((row for row in b if row.question != asked[row.question.id]), None):
+    if other := next((row for row in b if _wording(row.question) != _wording(asked[row.question.id])), None):
         raise ValueError(f"compare: found different questions with the id {other.question.id!r}, expected the same")
     b = [given[row.question.id] for row in a]
     plain, drawn = [averages(a), averages(b)], bootstrap({"a": a, "b": b})
@@ -226,6 +245,11 @@ def compare(a: Sequence[Row], b: Sequence[Row], names: tuple[str, str] = ("a", "
         gap = gap[np.isfinite(gap)]
         lines.append(Difference(name, float(score_a[0]), float(score_b[0]), *interval(gap), sign_probability(gap)))
     return Comparison(*names, tuple(lines), mcnemar(a, b))
+
+
+def _wording(question: Question) -> tuple:
+    """What must be the same in two runs; where images lie, and what was known of boxes, may differ."""
+    return question.task, question.scene, question.text, question.answer, question.references, question.context
 
 
 # ---- text ----

@@ -1,5 +1,6 @@
 """What can be asked: a model that sees, the same model blind, and baselines that know nothing but the questions."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -99,8 +100,8 @@ def replies(answers: Sequence[Answer]) -> list[Reply]:
 
 
 def letters(question: Question) -> list[str]:
-    """The letters of a question's options."""
-    return [option.strip(" (")[:1] for option in question.options]
+    """The letters of a question's options; of objects to choose among, their numbers."""
+    return [found[1] if (found := re.match(r"[\s(]*(\w+)", option)) else "" for option in question.options]
 
 
 def random_option(question: Question) -> str:
@@ -159,4 +160,3 @@ def find_sources(questions: Sequence[Question], root: Path | None) -> dict[str, 
         others = f", nor at {len(missing) - 1} other places" if len(missing) > 1 else ""
         raise ValueError(f"{missing[0]}: found nothing there{others}; --only takes some of the scenes alone")
     return sources
-

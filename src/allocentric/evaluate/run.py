@@ -31,6 +31,10 @@ class Reply:
 class Responder(ABC):
     """What answers questions."""
 
+    def prompt(self, question: Question, wording: str) -> str:
+        """What the model is asked, given the benchmark's wording of the question."""
+        return wording
+
     def see(self, questions: Sequence[Question]) -> Any:
         """Read what these questions, all about one scene, are about. Runs ahead, in a thread: files only, no model."""
         return None

@@ -154,7 +154,7 @@ def write_report(loss: FieldLoss, clips: SceneClips, views: int, folder: str | P
         draw_clip(clip, loss.model.grid(clip.images.shape[-2:])).save(folder / f"features-{i}.png")
     lines = [
         "# Features of views that were not shown\n",
-        f"{len(clips)} scenes, {views} views each, of which {int(100 * clips.mask_ratio)} % are targets. In brackets: the 95 % "
+        f"{len(clips)} scenes, {views} views each, of which {round(100 * clips.mask_ratio)} % are targets. In brackets: the 95 % "
         "interval over scenes.\n",
         "| features | guess | cosine | R² |",
         "|---|---|---|---|",

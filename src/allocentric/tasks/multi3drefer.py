@@ -10,14 +10,14 @@ from scipy.optimize import linear_sum_assignment
 
 from allocentric.geometry.boxes import Box3D
 from allocentric.scenes import AnnotatedScene
-from allocentric.tasks.base import Benchmark, Question, Record, averages, percent
+from allocentric.tasks.base import Question, Record, averages, percent
 from allocentric.tasks.files import check_ids, field, official_files, read_rows
-from allocentric.tasks.overlap import aligned_iou, object_boxes, read_boxes
+from allocentric.tasks.overlap import GroundingBenchmark, aligned_iou, read_boxes
 
 TYPES = ("zt_w_d", "zt_wo_d", "st_w_d", "st_wo_d", "mt")  # zero, single and multiple targets; with and without distractors
 
 
-class Multi3DRefer(Benchmark):
+class Multi3DRefer(GroundingBenchmark):
     """F1 at an overlap of 0.25 and 0.5, mean over descriptions. Overlaps are compared in float32.
 
     official       M3DRef-CLIP: overlap computed in float32, with its epsilon in the denominator.
@@ -47,11 +47,13 @@ class Multi3DRefer(Benchmark):
                         answer=", ".join(targets),
                         objects=(str(row.get("object_name", "")).replace("_", " "),),
                         id=f"{scene}|{'-'.join(targets)}|{row.get('object_name', '')}|{field(row, 'ann_id', file)}",
-                        boxes=() if scenes is None else object_boxes(scenes, scene, targets, file),
                     )
                 )
         check_ids((q.id for q in questions), path)
-        return questions
+        return questions if scenes is None else [self.place(q, scenes) for q in questions]
+
+    def targets(self, question: Question) -> list[str]:
+        return question.answer.split(", ") if question.answer else []
 
     def prompt(self, question: Question, profile: str = "") -> str:
         """Video-3D-LLM's wording, or the same with how to write boxes, for models that answer in text."""

@@ -1,14 +1,17 @@
-"""What benchmarks of grounding share: boxes in a written answer, and overlap as published scorers compute it."""
+"""What benchmarks about objects of annotated scenes share: boxes in written answers, overlap as published scorers compute it."""
 
 import math
 import re
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Float
 
 from allocentric.geometry.boxes import Box3D, boxes_to_array, footprint_corners
 from allocentric.scenes import AnnotatedScene
+from allocentric.tasks.base import Benchmark, Question
 
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 LIST = re.compile(rf"\[\s*({NUMBER}(?:\s*,\s*{NUMBER}){{5,6}})\s*\]")
@@ -51,6 +54,43 @@ def aligned_iou(a: Sequence[Box3D], b: Sequence[Box3D], single: bool = False) ->
 
 def _product(sides: np.ndarray) -> np.ndarray:
     return sides[..., 0] * sides[..., 1] * sides[..., 2]
+
+
+class SceneBenchmark(Benchmark):
+    """A benchmark about objects of annotated ScanNet scenes. Its files name the objects; where they stand, the scenes say."""
+
+    @abstractmethod
+    def targets(self, question: Question) -> list[str]:
+        """ScanNet's ids of the objects that a question is about."""
+
+    def place(self, question: Question, scenes: Mapping[str, AnnotatedScene]) -> Question:
+        """The question with the boxes of what it is about."""
+        where = f"{self.name} {question.id}"
+        return replace(question, boxes=object_boxes(scenes, question.scene, self.targets(question), where))
+
+
+class GroundingBenchmark(SceneBenchmark):
+    """A benchmark whose answer is an object among candidates, or several."""
+
+    def write(self, question: Question, candidates: Sequence[Box3D], chosen: Sequence[int], profile: str = "") -> str:
+        """The chosen candidates, written as the profile reads answers: as boxes, at full precision."""
+        self.check(profile)
+        return ", ".join(write_box(candidates[i]) for i in chosen) or "none"
+
+
+def write_box(box: Box3D) -> str:
+    """What `read_boxes` reads."""
+    return str([float(value) for value in (*box.center, *box.size, *([box.yaw] if box.yaw else []))])
+
+
+def recall(questions: Sequence[Question], candidates: Mapping[str, Sequence[Box3D]], least: float) -> float:
+    """Percent of the true boxes that some candidate of their scene overlaps by `least`: no choice among them can do better."""
+    found = [
+        bool(overlap >= least)
+        for question in questions
+        for overlap in aligned_iou(candidates[question.scene], question.boxes).max(axis=0, initial=0.0)
+    ]
+    return 100 * float(np.mean(found)) if found else 100.0
 
 
 def object_boxes(scenes: Mapping[str, AnnotatedScene], scene: str, ids: Sequence[str], place: object) -> tuple[Box3D, ...]:

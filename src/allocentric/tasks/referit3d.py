@@ -9,9 +9,9 @@ from typing import Any
 
 from allocentric.geometry.boxes import Box3D
 from allocentric.scenes import AnnotatedScene
-from allocentric.tasks.base import Benchmark, Question, Record, averages, percent
+from allocentric.tasks.base import Question, Record, averages, percent
 from allocentric.tasks.files import check_ids, content_ids, field, official_files, read_rows
-from allocentric.tasks.overlap import aligned_iou, object_boxes, read_boxes
+from allocentric.tasks.overlap import GroundingBenchmark, aligned_iou, read_boxes
 from allocentric.tasks.scanrefer import grounding_prompt
 
 VIEW_WORDS = frozenset("front behind back right left facing leftmost rightmost looking across".split())
@@ -20,7 +20,7 @@ VIEW_WORDS = frozenset("front behind back right left facing leftmost rightmost l
 MENTIONS, GUESSED = "mentions_target_class", "correct_guess"
 
 
-class ReferIt3D(Benchmark):
+class ReferIt3D(GroundingBenchmark):
     """Percent of utterances understood, also of the easy ones (at most one other object of the category) and by view.
 
     official       the true boxes are given, the answer is the number of one.
@@ -48,18 +48,15 @@ class ReferIt3D(Benchmark):
                 if scans is not None and scene not in scans:
                     continue
                 contents.append((scene, field(row, "stimulus_id", file), field(row, "utterance", file)))
-                boxes = () if scenes is None else object_boxes(scenes, scene, [target], file)
-                candidates = () if scenes is None else scenes[scene].objects
                 questions.append(
                     Question(
                         task=self.name,
                         scene=scene,
                         text=row["utterance"],
-                        options=tuple(f"{o.id - 1}. {_written(o.box)}" for o in candidates),
+                        options=(),
                         answer=target,
                         objects=(field(row, "instance_type", file),),
                         id=str(row.get("assignmentid") or ""),
-                        boxes=boxes,
                         groups=utterance_groups(row, file),
                     )
                 )
@@ -67,7 +64,22 @@ class ReferIt3D(Benchmark):
         if not all(ids) or len(set(ids)) < len(ids):  # Sr3D has none
             ids = content_ids(contents)
         check_ids(ids, path)
-        return [replace(q, id=i) for q, i in zip(questions, ids, strict=True)]
+        questions = [replace(q, id=i) for q, i in zip(questions, ids, strict=True)]
+        return questions if scenes is None else [self.place(q, scenes) for q in questions]
+
+    def targets(self, question: Question) -> list[str]:
+        return [question.answer]
+
+    def place(self, question: Question, scenes: Mapping[str, AnnotatedScene]) -> Question:
+        """The question with the box of its target, and every object of the scene as an option."""
+        placed = super().place(question, scenes)
+        return replace(placed, options=tuple(f"{o.id - 1}. {_rounded(o.box)}" for o in scenes[question.scene].objects))
+
+    def write(self, question: Question, candidates: Sequence[Box3D], chosen: Sequence[int], profile: str = "") -> str:
+        """The number of the chosen object for the official protocol, whose candidates are the options: all objects of the scene."""
+        if self.check(profile) != "official":
+            return super().write(question, candidates, chosen, profile)
+        return question.options[chosen[0]].split(".")[0]
 
     def prompt(self, question: Question, profile: str = "") -> str:
         """Candidates by number for the official protocol, whose models were classifiers; a box is asked for in the others."""
@@ -153,5 +165,5 @@ def same_category(stimulus: str) -> int:
     raise ValueError(f"stimulus_id: found {stimulus!r}, expected scene-category-count-target-distractors")
 
 
-def _written(box: Box3D) -> str:
+def _rounded(box: Box3D) -> str:
     return "[" + ", ".join(f"{value:.2f}" for value in (*box.center, *box.size)) + "]"

@@ -2,23 +2,24 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from allocentric.geometry.boxes import Box3D
 from allocentric.scenes import AnnotatedScene
-from allocentric.tasks.base import Benchmark, Question, Record, averages
+from allocentric.tasks.base import Question, Record, averages
 from allocentric.tasks.files import field, official_files, read_rows
 from allocentric.tasks.ngrams import caption_metrics, rouge_l
-from allocentric.tasks.overlap import LIST, aligned_iou, object_boxes, read_boxes
+from allocentric.tasks.overlap import LIST, SceneBenchmark, aligned_iou, read_boxes
 
 LEAST = 0.5  # overlap with the true box below which a caption does not count
 WORDS = 30  # of a reference, in the official protocol
 MISSED = "missed"
 
 
-class Scan2Cap(Benchmark):
+class Scan2Cap(SceneBenchmark):
     """CIDEr, BLEU-4, METEOR and ROUGE-L at an overlap of 0.5, one caption for each described object. All objects stay in the mean.
 
     Captions and references stand between the words "sos" and "eos", which count. An answer may hold the box it describes; without
@@ -51,26 +52,38 @@ class Scan2Cap(Benchmark):
                 key = "|".join(str(field(row, name, file)) for name in ("scene_id", "object_id", "object_name"))
                 described.setdefault(key, []).append(row)
             for key, rows in described.items():
-                scene, target, name = (rows[0][part] for part in ("scene_id", "object_id", "object_name"))
-                truth = () if scenes is None else object_boxes(scenes, scene, [str(target)], file)
-                asked = _nearest(truth, proposals.get(scene, ())) if proposals is not None else truth[:1]
-                missed = proposals is not None and not asked
+                scene, name = rows[0]["scene_id"], rows[0]["object_name"]
                 questions.append(
                     Question(
                         task=self.name,
                         scene=scene,
-                        text="" if not asked else ", ".join(f"{value:.2f}" for value in asked[0].center),
+                        text="",
                         options=(),
                         answer=rows[0]["description"],
                         objects=(name.replace("_", " "),),
                         id=key,
                         references=tuple(field(row, "description", file) for row in rows),
                         tokenized=tuple(" ".join(field(row, "token", file)) for row in rows),
-                        boxes=truth,
-                        groups=(MISSED,) if missed else (),
                     )
                 )
-        return questions
+        if scenes is None and proposals is not None:
+            raise ValueError("Scan2Cap: found proposals without annotated scenes, expected `scenes`, too")
+        return questions if scenes is None else [self.place(q, scenes, proposals) for q in questions]
+
+    def targets(self, question: Question) -> list[str]:
+        return [question.id.split("|")[1]]
+
+    def place(
+        self,
+        question: Question,
+        scenes: Mapping[str, AnnotatedScene],
+        proposals: Mapping[str, Sequence[Box3D]] | None = None,
+    ) -> Question:
+        """The question with the true box, and the centre of the one that is asked about as its text; see `read`."""
+        placed = super().place(question, scenes)
+        asked = placed.boxes if proposals is None else _nearest(placed.boxes, proposals.get(question.scene, ()))
+        where = ", ".join(f"{value:.2f}" for value in asked[0].center) if asked else ""
+        return replace(placed, text=where, groups=() if asked else (MISSED,))
 
     def prompt(self, question: Question, profile: str = "") -> str:
         """Video-3D-LLM's wording, with the centre of the box in metres where its own model takes an embedding of it."""
@@ -128,8 +141,6 @@ def _spaced(text: str) -> str:
 
 def _nearest(truth: Sequence[Box3D], proposals: Sequence[Box3D]) -> Sequence[Box3D]:
     """The proposal that overlaps the true box most, if by enough."""
-    if not truth:
-        raise ValueError("Scan2Cap: found proposals without annotated scenes, expected `scenes`, too")
     if not proposals:
         return ()
     overlap = aligned_iou(proposals, truth[:1])[:, 0]

@@ -8,9 +8,9 @@ from typing import Any
 
 from allocentric.geometry.boxes import Box3D
 from allocentric.scenes import AnnotatedScene
-from allocentric.tasks.base import Benchmark, Question, Record, averages, percent
+from allocentric.tasks.base import Question, Record, averages, percent
 from allocentric.tasks.files import check_ids, field, official_files, read_rows
-from allocentric.tasks.overlap import aligned_iou, object_boxes, read_boxes
+from allocentric.tasks.overlap import GroundingBenchmark, aligned_iou, read_boxes
 
 CLASSES = (
     "cabinet, bed, chair, sofa, table, door, window, bookshelf, picture, counter, desk, curtain, refrigerator, shower curtain, "
@@ -24,7 +24,7 @@ BY_NAME, BY_ID = "by nyu40 class", "by nyu40 id"
 GROUPS = tuple(f"{kind} {rule}" for kind in ("unique", "multiple") for rule in (BY_NAME, BY_ID))
 
 
-class ScanRefer(Benchmark):
+class ScanRefer(GroundingBenchmark):
     """Percent of descriptions whose box overlaps the right one by at least 0.25, or 0.5, along the axes.
 
     A target is unique when, among the objects that the file describes in its scene, it is the only one of its class, else multiple.
@@ -60,12 +60,14 @@ class ScanRefer(Benchmark):
                         answer=target,
                         objects=(field(row, "object_name", file).replace("_", " "),),
                         id=f"{scene}|{target}|{field(row, 'ann_id', file)}",
-                        boxes=() if scenes is None else object_boxes(scenes, scene, [target], file),
                         groups=group,
                     )
                 )
         check_ids((q.id for q in questions), path)
-        return questions
+        return questions if scenes is None else [self.place(q, scenes) for q in questions]
+
+    def targets(self, question: Question) -> list[str]:
+        return [question.answer]
 
     def prompt(self, question: Question, profile: str = "") -> str:
         return grounding_prompt(question, self.check(profile))

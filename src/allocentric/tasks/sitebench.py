@@ -24,7 +24,7 @@ class SITEBench(ChoiceBenchmark):
     name = "site"
 
     def read(self, path: str | Path, images: str | Path | None = None) -> list[Question]:
-        """`images` is the folder that the rows' paths start from. A question about a video has it as its scene."""
+        """`images` is the folder that the rows' paths start from. The first file that a question shows is its scene."""
         files = official_files(path, "**/*image_test*", "**/*.parquet", "*.jsonl", "*.json")
         if Path(path).is_dir():
             files = sorted({*files, *Path(path).glob("**/*video_test*")})
@@ -40,7 +40,7 @@ class SITEBench(ChoiceBenchmark):
             questions.append(
                 Question(
                     task=field(row, "category", file),
-                    scene=visual[0] if video else "",
+                    scene=visual[0] if visual else identity,
                     text=row["question"].strip(),
                     options=lettered(options, ": "),
                     answer=field(row, "answer", file),

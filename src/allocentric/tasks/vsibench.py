@@ -100,7 +100,8 @@ def vsi_score(task: str, truth: str, prediction: str, profile: str = "official")
         return mean_relative_accuracy(number, target, profile)
     if task.removesuffix("_easy").removesuffix("_medium").removesuffix("_hard") not in CHOICE:
         raise ValueError(f"question type: expected one of {(*NUMERIC, *CHOICE)}, found {task!r}")
-    return float(read_letter(prediction, profile) == truth.strip().rstrip(".").lower())
+    right = read_letter(truth, profile) if profile in ("spatial_mllm", "vlmevalkit") else truth.lower()
+    return float(right is not None and read_letter(prediction, profile) == right)
 
 
 def mean_relative_accuracy(number: float, truth: float, profile: str = "official") -> float:
@@ -273,9 +274,9 @@ def _vlmevalkit_number(text: str) -> float | None:
     if text.strip().startswith("[") and text.strip().endswith("]"):
         try:
             items = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # whatever a model may put into brackets
             return None
-        if items:
+        if isinstance(items, list) and items:
             text = str(items[0])
     text = UNIT_WORD.sub(lambda word: str(WORD_VALUES[word[0].lower()]), ZERO_WIDTH.sub("", text.strip()))
     block = rf"{ANSWER_OPEN}({NUMBER.pattern})(?:[^\d<][^<]*)?{ANSWER_CLOSE}"
