@@ -23,6 +23,9 @@ def folders(tmp_path_factory):
     torch.nn.init.normal_(network.model.connector.adaptor[-1].weight)
     network.save_pretrained(out / "spa3-vlm")
     tiny_processor().save_pretrained(out / "spa3-vlm")
+    network.config.frames_as = "images"  # as the released weights
+    network.save_pretrained(out / "spa3-vlm-images")
+    tiny_processor().save_pretrained(out / "spa3-vlm-images")
     ssr_model("A").save_pretrained(out / "ssr")
     ssr_processor("A").save_pretrained(out / "ssr")
     return out
@@ -40,3 +43,19 @@ def test_a_system_is_loaded_and_asked(folders, name, kind):
     assert torch.allclose(scene.first_logits([question]), plain, atol=1e-4 * float(plain.abs().max()))
     assert scene.ask(question, max_new_tokens=3).question == question
     assert model.watch(views) is scene
+
+
+def test_a_spa3_vlm_is_shown_frames_as_it_was_trained(folders):
+    """Weights made with frames as images are asked with images, of which Spa3R sees more than Qwen."""
+    model = allocentric.load(folders / "spa3-vlm-images", device="cpu")
+    assert model.processor.frames_as == "images" and model.processor.geometry_width == 70
+    views, question = Views(frames=frames(4, seed=3)), "how many chairs?"
+    inputs = model.processor(text=[model.processor.prompt(question, images=4)], images=list(views.frames))
+    assert inputs["geometry_images"].shape == (4, 3, 42, 70) and inputs["image_grid_thw"].tolist() == [[1, 2, 4]] * 4
+    with torch.no_grad():
+        plain = model.network(**inputs).logits[:, -1].float()
+        del inputs["geometry_images"]
+        cropped = model.network(**inputs).logits[:, -1].float()
+    found = model.watch(views).first_logits([question])
+    assert torch.allclose(found, plain, atol=1e-4 * float(plain.abs().max()))
+    assert not torch.allclose(found, cropped, atol=1e-4 * float(plain.abs().max()))

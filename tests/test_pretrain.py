@@ -31,6 +31,7 @@ from allocentric.train.pretrain import (
     SceneClips,
     SemanticTeacher,
     TargetCache,
+    Targets,
     ViewBatches,
     collate_clips,
     draw_frames,
@@ -206,6 +207,20 @@ def test_only_targets_count_by_default(clips):
     over_all = tiny_loss(Objective(views="all")).eval()(**items)["geo/l1"].item()
     assert over_all == pytest.approx((seen.geometry - truth.geometry).abs().mean().item(), rel=1e-5)
     assert over_all != pytest.approx(expected.item(), rel=1e-4)
+
+
+@torch.no_grad()
+def test_nobody_pays_for_views_that_are_not_compared(clips, monkeypatch):
+    loss, items = tiny_loss().eval(), batch(clips, [Draw(0, 4, 0), Draw(1, 4, 0)])
+    frames, head = [], loss.depth_head.forward
+    counted = lambda levels, *a, **k: frames.append(levels[0].shape[1]) or head(levels, *a, **k)  # noqa: E731
+    monkeypatch.setattr(loss.depth_head, "forward", counted)
+    every, some = (loss.look(items["images"], items["targets"], whole) for whole in (True, False))
+    assert frames == [4, 2]
+    for row, target in enumerate(items["targets"]):
+        for name in Targets._fields[1:]:
+            assert torch.allclose(getattr(some, name)[row], getattr(every, name)[row, target], atol=1e-5), name
+    assert torch.equal(some.context, every.context)
 
 
 @torch.no_grad()

@@ -3,8 +3,10 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
@@ -14,13 +16,17 @@ from allocentric.models.patches import patchify
 from allocentric.models.spa3_vlm import (
     Spa3VLMConfig,
     Spa3VLMForConditionalGeneration,
+    Spa3VLMProcessor,
     from_parts,
+    geometry_view,
     load_spa3_vlm,
     scene_latent,
 )
+from allocentric.models.spatial_mllm import SpatialMLLMConfig, unpatchify
 from allocentric.views import Views
 from parity import weights as parity
 from parity.spa3r_case import spa3r_config
+from test_spatial_mllm import tiny_processor
 
 TOLERANCE = 1e-4
 CASES = sorted(p.parent.name for p in Path(parity.HERE).glob("spa3_vlm*/case.json"))
@@ -76,6 +82,25 @@ def test_logits(published, fused):
     grid, ids = expected["image_grid_thw"], expected["input_ids"]
     found = model(input_ids=ids, image_grid_thw=grid, mm_encoder_outputs={"image": fused}).logits
     assert parity.relative_error(found, expected["logits"]) < TOLERANCE
+
+
+@torch.no_grad()
+def test_images_of_another_size_reach_the_encoder(published):
+    """As the released weights see a place: the same numbers with Spa3R's images given beside Qwen's pixels, and in `generate`."""
+    case, expected, model, _ = published
+    spec = case["hyper"]["geometry_images"]
+    assert model.config.frames_as == "images"
+    given = {
+        "input_ids": expected["input_ids"],
+        "pixel_values": expected["pixel_values"],
+        "image_grid_thw": expected["image_grid_thw"],
+        "geometry_images": parity.seeded_floats(spec["seed"], spec["shape"]),
+    }
+    assert parity.relative_error(model(**given).logits, expected["logits"]) < TOLERANCE
+    written = model.generate(**given, max_new_tokens=1, do_sample=False)
+    assert written[0, -1] == expected["logits"][0, -1].argmax()
+    with pytest.raises(ValueError, match=f"geometry_images: found 1, expected {spec['shape'][0]} by image_grid_thw"):
+        model(**given | {"geometry_images": given["geometry_images"][:1]})
 
 
 def test_a_missing_tensor_is_named(published, tmp_path):
@@ -197,6 +222,41 @@ def test_only_the_connector_hears_geometry_and_it_trains(model):
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.model.connector.parameters() if p.ndim == 2)
     assert not any(p.requires_grad or p.grad is not None for p in model.model.spatial_encoder.parameters())
     model.zero_grad()
+
+
+# ---- frames as images ----
+
+
+def image_processor(**switches) -> Spa3VLMProcessor:
+    plain = tiny_processor()
+    parts = (plain.image_processor, plain.tokenizer, plain.video_processor)
+    return Spa3VLMProcessor(*parts, **{"frames_as": "images", **switches})
+
+
+def test_frames_are_shown_as_the_released_weights_saw_them():
+    processor = image_processor()
+    frames = torch.randint(0, 256, (2, 3, 48, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    seen = processor.look(frames)
+    assert seen["geometry_images"].shape == (2, 3, 392, 518) and seen["image_grid_thw"].tolist() == [[1, 28, 36]] * 2
+    assert int((seen["input_ids"] == processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")).sum()) == 2 * 252
+    # published: PIL's bicubic, and for Qwen the upper left part of the same picture
+    picture = Image.fromarray(frames[1].permute(1, 2, 0).numpy()).resize((518, 392), Image.Resampling.BICUBIC)
+    expected = torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255
+    assert (seen["geometry_images"][1] - expected).abs().max() < 2.1 / 255
+    shown = unpatchify(seen["pixel_values"], seen["image_grid_thw"], SpatialMLLMConfig.tiny(use_spatial=False))
+    assert torch.allclose(shown[1][0], seen["geometry_images"][1, :, :392, :504], atol=1e-5)
+    tall = processor.look(torch.zeros(1, 3, 96, 64, dtype=torch.uint8))
+    assert tall["geometry_images"].shape == (1, 3, 518, 518) and tall["image_grid_thw"].tolist() == [[1, 36, 36]]
+    with pytest.raises(ValueError, match="images: found the sizes \\[\\(392, 518\\), \\(518, 518\\)\\], resized, expected one"):
+        processor(text=["<|image_pad|>" * 2], images=[frames[0], torch.zeros(3, 64, 64, dtype=torch.uint8)])
+    with pytest.raises(ValueError, match="frames_as: found 'film', expected 'video' or 'images'"):
+        image_processor(frames_as="film")
+
+
+def test_a_tall_picture_is_cut_about_its_centre():
+    image = torch.arange(12, dtype=torch.uint8).repeat_interleave(14).mul(20)[None, :, None].expand(3, -1, 56)
+    found = geometry_view(image, 56, 14)
+    assert torch.equal(found[0], image[:, 56:112])
 
 
 # ---- starting at zero ----

@@ -1,5 +1,7 @@
 """`load` a model, `watch` a place, `ask`."""
 
+from collections.abc import Callable
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Literal
@@ -13,7 +15,7 @@ from allocentric.encoders.checkpoints import load_exactly
 from allocentric.encoders.vggt import VGGT, load_vggt
 from allocentric.models.processor import SpatialMLLMProcessor
 from allocentric.models.scene import Scene, SceneCache
-from allocentric.models.spa3_vlm import Spa3VLMConfig, is_spa3_vlm, load_spa3_vlm
+from allocentric.models.spa3_vlm import Spa3VLMConfig, Spa3VLMProcessor, is_spa3_vlm, load_spa3_vlm
 from allocentric.models.spatial_mllm import SpatialMLLMForConditionalGeneration, load_spatial_mllm
 from allocentric.models.ssr import SSRConfig, SSRForConditionalGeneration, SSRProcessor
 from allocentric.readers import Source
@@ -92,7 +94,7 @@ def load(
         return _load_nano(device, dtype)
     if not Path(path).is_dir() and str(path).count("/") != 1:
         raise ValueError(f"{path}: found no such folder, expected one with weights, or a hub id (owner/name)")
-    network, processor_class = _load_network(path, dtype)
+    network, read_processor = _load_network(path, dtype)
     network.to(device)
     heads = Path(path) / HEADS_FILE
     vggt = None
@@ -100,19 +102,21 @@ def load(
         vggt = load_vggt(geometry).to(device)
     elif heads.is_file():
         vggt = _with_heads(network, heads)
-    return Model(network, processor_class.from_pretrained(processor or path), str(path), vggt)
+    return Model(network, read_processor(processor or path), str(path), vggt)
 
 
 def _load_network(
     path: str | Path, dtype: torch.dtype | str
-) -> tuple[SpatialMLLMForConditionalGeneration, type[SpatialMLLMProcessor]]:
-    """The system that the config at `path` names, and the processor that goes with it."""
+) -> tuple[SpatialMLLMForConditionalGeneration, Callable[..., SpatialMLLMProcessor]]:
+    """The system that the config at `path` names, and what reads the processor that goes with it."""
     config, _ = PreTrainedConfig.get_config_dict(path)
     if is_spa3_vlm(config):
-        return load_spa3_vlm(path, dtype=dtype), SpatialMLLMProcessor
+        network = load_spa3_vlm(path, dtype=dtype)
+        width = network.config.spa3r_config.vggt_config.img_size
+        return network, partial(Spa3VLMProcessor.from_pretrained, frames_as=network.config.frames_as, geometry_width=width)
     if config.get("model_type") == SSRConfig.model_type:
-        return SSRForConditionalGeneration.from_pretrained(path, dtype=dtype).eval(), SSRProcessor
-    return load_spatial_mllm(path, dtype=dtype), SpatialMLLMProcessor
+        return SSRForConditionalGeneration.from_pretrained(path, dtype=dtype).eval(), SSRProcessor.from_pretrained
+    return load_spatial_mllm(path, dtype=dtype), SpatialMLLMProcessor.from_pretrained
 
 
 def _vggt_config(config: PreTrainedConfig) -> PreTrainedConfig | None:

@@ -26,7 +26,7 @@ from transformers.configuration_utils import SubConfigSpec
 
 from allocentric.encoders.checkpoints import FILE, load_exactly, read_tensors
 from allocentric.encoders.heads import CameraHead
-from allocentric.encoders.layers import MLP, Attention, init_linear, rope_2d, rotate
+from allocentric.encoders.layers import MLP, Attention, attend, init_linear, rope_2d, rotate
 from allocentric.encoders.vggt import VGGTAggregator, VGGTConfig
 from allocentric.encoders.vggt import our_name as vggt_name
 from allocentric.geometry.cameras import decode_pose, invert_rigid
@@ -251,10 +251,12 @@ class LatentAttention(Attention):
         batch, _, dim = x.shape
         heads = (batch, -1, self.num_heads, self.head_dim)
         weight, bias = self.qkv.weight, self.qkv.bias
-        q = self.q_norm(F.linear(x[:, rows], weight[:dim], bias[:dim]).view(heads))
+        q = F.linear(x[:, rows], weight[:dim], bias[:dim]).view(heads)
         k, v = F.linear(x, weight[dim:], bias[dim:]).view(batch, -1, 2, *heads[2:]).unbind(2)
-        q, k, v = place.query(q, rows).to(v.dtype), place.key(self.k_norm(k)).to(v.dtype), place.value(v)
-        out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
+        dtype = self.q_norm.weight.dtype  # under autocast float32, and RMSNorm has no fast path for two types
+        q, k = place.query(self.q_norm(q.to(dtype)), rows).to(v.dtype), place.key(self.k_norm(k.to(dtype))).to(v.dtype)
+        v = place.value(v)
+        out = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
         return self.proj(place.output(out).reshape(batch, -1, dim))
 
 
@@ -297,10 +299,9 @@ class LatentTransformer(nn.Module):
 def resize(frames: UInt8[Tensor, "v 3 h w"], width: int, patch: int) -> Float[Tensor, "v 3 h2 w2"]:
     """Frames in [0, 1], `width` wide, as high as keeps their shape, rounded to whole patches: in training as at use."""
     height = max(1, round(frames.shape[2] * width / frames.shape[3] / patch)) * patch
-    images = frames.float() / 255
-    if images.shape[2:] == (height, width):
-        return images
-    return F.interpolate(images, (height, width), mode="bicubic", antialias=True).clamp(0, 1)
+    if frames.shape[2:] != (height, width):  # in whole numbers, as Pillow did for the released weights
+        frames = F.interpolate(frames, (height, width), mode="bicubic", antialias=True)
+    return frames.float() / 255
 
 
 class Spa3REncoder(nn.Module):
@@ -325,8 +326,8 @@ class Spa3REncoder(nn.Module):
         """The latent of the patch tokens of context views; `grid` is (rows, columns) of patches."""
         config = self.config
         b, s = tokens.shape[:2]
-        patches = self.projection(tokens).flatten(1, 2)
-        queries = self.query_embed.weight.expand(b, -1, -1).to(patches.dtype)
+        queries = self.query_embed.weight.expand(b, -1, -1)
+        patches = self.projection(tokens).flatten(1, 2).to(queries.dtype)  # under autocast, what layers add up stays float32
         unplaced = config.num_register_tokens + config.num_queries
         head = config.embed_dim // config.num_heads
         place = AxialRoPE(grid, s, unplaced, head, config.rope_freq, tokens.device)
@@ -400,7 +401,7 @@ class Spa3R(Spa3REncoder):
         tokens = self.pose_tokenizer(directions.to(self.pose_tokenizer.weight.dtype))
         head = config.embed_dim // config.num_heads
         place = PRoPE(grid, extrinsics.flatten(0, 1), intrinsics.flatten(0, 1), size, head, config.rope_freq)
-        sequence = torch.cat([latent.repeat_interleave(s, dim=0).to(tokens.dtype), tokens], dim=1)
+        sequence = torch.cat([latent.repeat_interleave(s, dim=0), tokens.to(latent.dtype)], dim=1)
         seen = self.decoder(sequence, place, slice(config.num_register_tokens + config.num_queries, None))
         seen = seen.unflatten(0, (b, s))
         return Field(self.heads["geo"](seen), self.heads["sem"](seen), self.depth_prob(seen.detach())[..., 0])

@@ -6,9 +6,10 @@ A2 starts at zero: the language model first sees exactly the tokens it knows.
 """
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from allocentric.encoders.layers import attend
 
 
 class CrossAttention(nn.Module):
@@ -25,7 +26,7 @@ class CrossAttention(nn.Module):
     def forward(self, x: Float[Tensor, "b n d"], latent: Float[Tensor, "b q d"]) -> Float[Tensor, "b n d"]:
         split = lambda y: y.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # noqa: E731
         q, k, v = split(self.q_proj(x)), split(self.k_proj(latent)), split(self.v_proj(latent))
-        out = F.scaled_dot_product_attention(self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype), v)
+        out = attend(self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype), v)
         return self.proj(out.transpose(1, 2).flatten(2))
 
 

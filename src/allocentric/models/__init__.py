@@ -4,7 +4,13 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, Aut
 
 from allocentric.models.processor import SpatialMLLMProcessor
 from allocentric.models.scene import Scene, SceneCache, watch
-from allocentric.models.spa3_vlm import Spa3VLMConfig, Spa3VLMForConditionalGeneration, Spa3VLMModel, load_spa3_vlm
+from allocentric.models.spa3_vlm import (
+    Spa3VLMConfig,
+    Spa3VLMForConditionalGeneration,
+    Spa3VLMModel,
+    Spa3VLMProcessor,
+    load_spa3_vlm,
+)
 from allocentric.models.spatial_mllm import (
     SpatialMLLMConfig,
     SpatialMLLMForConditionalGeneration,
@@ -23,7 +29,7 @@ for config, backbone, model in (
     AutoModelForImageTextToText.register(config, model, exist_ok=True)
     AutoModelForMultimodalLM.register(config, model, exist_ok=True)
 AutoProcessor.register(SpatialMLLMConfig, SpatialMLLMProcessor, exist_ok=True)
-AutoProcessor.register(Spa3VLMConfig, SpatialMLLMProcessor, exist_ok=True)
+AutoProcessor.register(Spa3VLMConfig, Spa3VLMProcessor, exist_ok=True)
 AutoProcessor.register(SSRConfig, SSRProcessor, exist_ok=True)
 
 __all__ = [
@@ -34,6 +40,7 @@ __all__ = [
     "SceneCache",
     "Spa3VLMConfig",
     "Spa3VLMForConditionalGeneration",
+    "Spa3VLMProcessor",
     "SpatialMLLMConfig",
     "SpatialMLLMForConditionalGeneration",
     "SpatialMLLMModel",

@@ -3,7 +3,9 @@
 import re
 from typing import no_type_check
 
-from transformers import Qwen2_5_VLProcessor
+from jaxtyping import UInt8
+from torch import Tensor
+from transformers import BatchFeature, Qwen2_5_VLProcessor
 
 SYSTEM = "You are a helpful assistant."
 
@@ -66,6 +68,10 @@ class SpatialMLLMProcessor(Qwen2_5_VLProcessor):
             seconds = self.video_processor.temporal_patch_size / self.video_fps
             data["second_per_grid_ts"] = [seconds] * len(data["video_grid_thw"])
         return data, replacements
+
+    def look(self, frames: UInt8[Tensor, "t 3 h w"]) -> BatchFeature:
+        """Model inputs of what all questions about one place share (`prefix`): its frames as one video."""
+        return self(text=[self.prefix(videos=1)], videos=[frames])
 
     def prefix(self, images: int = 0, videos: int = 0, system: str = SYSTEM) -> str:
         """The chat up to and including what is seen: the part that every question about one scene shares."""

@@ -92,7 +92,7 @@ class Scene:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: PreTrainedModel | nn.Module,  # adapters may be wrapped around it
         processor: SpatialMLLMProcessor,
         prefix: list[tuple[Tensor, Tensor]],
         next_position: int,
@@ -108,7 +108,7 @@ class Scene:
     def encode(cls, model: PreTrainedModel, processor: SpatialMLLMProcessor, views: Views) -> "Scene":
         """Run both encoders and the shared part of the prompt, once. All views are used: choose them before."""
         key = scene_key(model, processor, views)
-        inputs = processor(text=[processor.prefix(videos=1)], videos=[views.frames]).to(model.device)
+        inputs = processor.look(views.frames).to(model.device)
         backbone = model.model
         positions, _ = backbone.get_rope_index(
             inputs["input_ids"],

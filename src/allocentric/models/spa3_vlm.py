@@ -4,29 +4,37 @@
        └────► Spa3R encoder ─► z ─► cross-attention ┴─ add ─► language model
 
 Frames are recovered from `pixel_values(_videos)` as in Spatial-MLLM, so the model needs no input beyond Qwen's own; a latent made
-earlier, or from frames of another size, can be given in their place.
+earlier, or frames of another size for the Spa3R branch, can be given in their place. The released weights were trained so: with
+frames as images, of which Qwen sees a part (`Spa3VLMProcessor`).
 """
 
 import hashlib
 from itertools import groupby
 from pathlib import Path
-from typing import no_type_check
+from typing import Literal, no_type_check
 
 import torch
 from huggingface_hub.dataclasses import strict
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import BatchFeature, PreTrainedConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.configuration_utils import SubConfigSpec
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import logging
 
-from allocentric.encoders.spa3r import Spa3RConfig, Spa3REncoder, load_spa3r
+from allocentric.encoders.spa3r import Spa3RConfig, Spa3REncoder, load_spa3r, resize
 from allocentric.fusion.cross_attention import CrossAttentionConnector, ZeroLinear
+from allocentric.models.processor import SpatialMLLMProcessor
 from allocentric.models.scene import weights_id
-from allocentric.models.spatial_mllm import SpatialMLLMConfig, SpatialMLLMForConditionalGeneration, SpatialMLLMModel, unpatchify
+from allocentric.models.spatial_mllm import (
+    SpatialMLLMConfig,
+    SpatialMLLMForConditionalGeneration,
+    SpatialMLLMModel,
+    qwen_config,
+    unpatchify,
+)
 from allocentric.views import Views
 
 
@@ -38,6 +46,7 @@ class Spa3VLMConfig(SpatialMLLMConfig):
     spa3r_config   the encoder; default: the released one (`Spa3RConfig.compat`) where the config says nothing.
     adaptor_size   bottleneck of the connector's adaptor; None: a quarter of the language model's width, as published.
     raw_vggt       the paper's ablation: in place of the latent, the connector reads VGGT's patch tokens of all views as they are.
+    frames_as      how the weights were shown a place: as one "video", or as "images" (released; `Spa3VLMProcessor`).
     The fields of Spatial-MLLM's own encoder and connector are unused here.
     """
 
@@ -50,6 +59,7 @@ class Spa3VLMConfig(SpatialMLLMConfig):
     spa3r_config: dict | PreTrainedConfig | None = None
     adaptor_size: int | None = None
     raw_vggt: bool = False
+    frames_as: Literal["video", "images"] = "video"
 
     def __post_init__(self, **kwargs):
         self.use_spatial = False  # no VGGT of Spatial-MLLM's kind beside the one inside Spa3R
@@ -176,16 +186,25 @@ class Spa3VLMModel(SpatialMLLMModel):
         image_grid_thw: Int[Tensor, "images 3"],
         mm_token_type_ids: Int[Tensor, "batch length"] | None = None,
         latents: Float[Tensor, "scenes q width"] | None = None,
+        geometry_images: Float[Tensor, "views 3 h w"] | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPooling:
         """Fused tokens of each image. Images of one prompt and size are one scene (`mm_token_type_ids` tells prompts apart).
 
-        latents   of each scene, made earlier by `encode_views`; default: made from these pixels.
+        latents           of each scene, made earlier by `encode_views`; default: made from these pixels.
+        geometry_images   the same images in [0, 1] as Spa3R shall see them; default: as in these pixels.
         """
         scenes = self._image_scenes(image_grid_thw, mm_token_type_ids)
         tokens = self._token_counts(image_grid_thw)
         rows = self.encode_2d(pixel_values, image_grid_thw).split(tokens)
-        kept = self.encode_3d(pixel_values, image_grid_thw, scenes) if latents is None else latents.flatten(0, 1)
+        if latents is not None:
+            kept = latents.flatten(0, 1)
+        elif geometry_images is None:
+            kept = self.encode_3d(pixel_values, image_grid_thw, scenes)
+        elif len(geometry_images) != len(image_grid_thw):
+            raise ValueError(f"geometry_images: found {len(geometry_images)}, expected {len(image_grid_thw)} by image_grid_thw")
+        else:
+            kept = self.encode_views([geometry_images[scene] for scene in scenes]).flatten(0, 1)
         # images of two sizes in one prompt may be interleaved: bring each scene's together, and back
         order = [row for scene in scenes for row in scene]
         counts = [sum(tokens[row] for row in scene) for scene in scenes]
@@ -201,6 +220,30 @@ class Spa3VLMModel(SpatialMLLMModel):
         if len(video_features_2d) != sum(counts):
             raise ValueError(f"video_features_2d: found {len(video_features_2d)} tokens, expected {sum(counts)} by the grids")
         return self._per_row(self.fuse(video_features_2d, video_features_3d, counts), video_grid_thw)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        image_grid_thw: Tensor | None = None,
+        mm_token_type_ids: Tensor | None = None,
+        geometry_images: Tensor | None = None,
+        mm_encoder_outputs: dict | None = None,
+        **kwargs,
+    ):
+        """Spatial-MLLM's forward, and `geometry_images` for `get_image_features`."""
+        if geometry_images is not None and pixel_values is not None:
+            types = self.token_types(input_ids) if mm_token_type_ids is None else mm_token_type_ids
+            seen = self.get_image_features(pixel_values, image_grid_thw, types, geometry_images=geometry_images)
+            mm_encoder_outputs, pixel_values = {**(mm_encoder_outputs or {}), "image": seen}, None
+        return super().forward(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            image_grid_thw=image_grid_thw,
+            mm_token_type_ids=mm_token_type_ids,
+            mm_encoder_outputs=mm_encoder_outputs,
+            **kwargs,
+        )
 
     def _token_counts(self, grid_thw: Tensor) -> list[int]:
         return (grid_thw.prod(-1) // self.config.vision_config.spatial_merge_size**2).tolist()
@@ -243,6 +286,81 @@ class Spa3VLMForConditionalGeneration(SpatialMLLMForConditionalGeneration):
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
 
+    def generate(self, inputs: Tensor | None = None, geometry_images: Tensor | None = None, **kwargs):
+        """Hugging Face's `generate`; with `geometry_images` images are encoded once, before the first step."""
+        if geometry_images is not None:
+            input_ids = inputs if inputs is not None else kwargs["input_ids"]
+            types = self.model.token_types(input_ids)
+            pixels, grid = kwargs.pop("pixel_values"), kwargs["image_grid_thw"]
+            with torch.no_grad():
+                seen = self.model.get_image_features(pixels, grid, types, geometry_images=geometry_images)
+            kwargs["mm_encoder_outputs"] = {**kwargs.get("mm_encoder_outputs", {}), "image": seen}
+        return super().generate(inputs, **kwargs)
+
+
+class Spa3VLMProcessor(SpatialMLLMProcessor):
+    """The processor of Spa3-VLM.
+
+    frames_as   "video": the frames of a place are one video, and Spa3R sees what Qwen sees. "images": as the released weights were
+                trained, every frame is an image of its own. It is made `geometry_width` wide, as high as keeps its shape in whole
+                patches of 14 and at most as high as wide; Spa3R sees that (`geometry_images`), Qwen its upper left part in whole
+                blocks of 28: a 4:3 frame is 392 x 518 for the one and 392 x 504, 252 tokens, for the other.
+    """
+
+    @no_type_check  # from_pretrained reads the argument names off this very function, not off a checking wrapper
+    def __init__(
+        self,
+        image_processor=None,
+        tokenizer=None,
+        video_processor=None,
+        chat_template=None,
+        pixel_clamp: str | None = None,
+        newline_after_vision: bool = False,
+        video_fps: float = 2.0,
+        frames_as: str = "video",
+        geometry_width: int = 518,
+        **kwargs,
+    ):
+        super().__init__(
+            image_processor,
+            tokenizer,
+            video_processor,
+            chat_template=chat_template,
+            pixel_clamp=pixel_clamp,
+            newline_after_vision=newline_after_vision,
+            video_fps=video_fps,
+            **kwargs,
+        )
+        if frames_as not in ("video", "images"):
+            raise ValueError(f"frames_as: found {frames_as!r}, expected 'video' or 'images'")
+        self.frames_as, self.geometry_width = frames_as, geometry_width
+
+    def look(self, frames: UInt8[Tensor, "t 3 h w"]) -> BatchFeature:
+        if self.frames_as == "video":
+            return super().look(frames)
+        return self(text=[self.prefix(images=len(frames))], images=list(frames))
+
+    def __call__(self, images=None, text=None, videos=None, **kwargs):
+        """Qwen's inputs; where frames are images, also `geometry_images` (images, 3, H, W) in [0, 1]: images of one shape."""
+        if not images or self.frames_as == "video":
+            return super().__call__(images=images, text=text, videos=videos, **kwargs)
+        views = [geometry_view(image, self.geometry_width, self.image_processor.patch_size) for image in images]
+        if len(sizes := {tuple(view.shape[-2:]) for view in views}) > 1:
+            raise ValueError(f"images: found the sizes {sorted(sizes)}, resized, expected one: they are views of one place")
+        shown = torch.cat(views)
+        block = self.image_processor.patch_size * self.image_processor.merge_size
+        height, width = (side // block * block for side in shown.shape[-2:])
+        inputs = super().__call__(images=list(shown[..., :height, :width]), text=text, videos=videos, **kwargs)
+        inputs["geometry_images"] = shown.float() / 255
+        return inputs
+
+
+def geometry_view(image: UInt8[Tensor, "3 h w"], width: int, patch: int) -> UInt8[Tensor, "1 3 h2 w2"]:
+    """An image as released Spa3-VLM shows it to Spa3R: `width` wide, in whole patches, cut about its centre to a square at most."""
+    image = (255 * resize(image[None], width, patch)).round().to(torch.uint8)
+    top = max(0, (image.shape[2] - width) // 2)
+    return image[:, :, top : top + width]
+
 
 def load_spa3_vlm(
     path: str | Path, spa3r_config: Spa3RConfig | dict | None = None, **kwargs
@@ -261,7 +379,7 @@ def load_spa3_vlm(
     if config.pop("model_type") != Spa3VLMConfig.model_type:
         sizes = {"embed_dim": config.pop("spa3r_embed_dim", 768), "num_queries": config.pop("spa3r_num_queries", 256)}
         config = {k: v for k, v in config.items() if not k.startswith(("geometry_encoder", "use_geometry"))}
-        config["spa3r_config"] = Spa3RConfig.compat(**sizes)
+        config |= {"spa3r_config": Spa3RConfig.compat(**sizes), "frames_as": "images"}
     config.pop("architectures", None)
     if spa3r_config is not None:
         config["spa3r_config"] = spa3r_config
@@ -286,12 +404,9 @@ def from_parts(qwen: str | Path, spa3r: str | Path | Spa3REncoder, **kwargs) -> 
     spa3r    a folder, a `spa3r.ckpt` (`encoders.spa3r.load_spa3r`), or the encoder itself.
     kwargs   go to `from_pretrained` (dtype, device_map, ...).
     """
-    config, _ = PreTrainedConfig.get_config_dict(qwen)
-    if (model_type := config.pop("model_type", None)) != "qwen2_5_vl":
-        raise ValueError(f"{qwen}: found model_type {model_type!r}, expected 'qwen2_5_vl'")
-    config.pop("architectures", None)
+    base = qwen_config(qwen)
     encoder = spa3r if isinstance(spa3r, Spa3REncoder) else load_spa3r(spa3r, decoder=False)
-    config = Spa3VLMConfig(**config, spa3r_config=encoder.config)
+    config = Spa3VLMConfig(**base, spa3r_config=encoder.config)
     level = logging.get_verbosity()
     logging.set_verbosity_error()  # a page of names that are meant to be missing
     try:

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from allocentric.models.patches import patchify
 from allocentric.models.scene import weights_id
-from allocentric.models.spatial_mllm import SpatialMLLMModel
 from allocentric.scenes import AnnotatedScene
 from allocentric.train.shards import RoomShards, mirror, mirror_scene
 
@@ -18,7 +17,7 @@ PARTS = ("2d", "3d")
 
 
 def write_features(
-    folder: Path, model: SpatialMLLMModel, shards: RoomShards, mirrored: bool, block: int = 8
+    folder: Path, model: nn.Module, shards: RoomShards, mirrored: bool, block: int = 8
 ) -> Iterator[tuple[int, int]]:
     """Encode every room, and its mirror image too if asked; yields (done, total). Continues where an interrupted run stopped.
 

@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from transformers import AutoModel, PreTrainedConfig, Trainer, set_seed
+from transformers import AutoModel, PreTrainedConfig, set_seed
 
 from allocentric.encoders.heads import DPTHead
 from allocentric.encoders.spa3r import Spa3R, Spa3RConfig, aggregate_views, context_count, resize, save_spa3r
@@ -31,8 +31,9 @@ from allocentric.model import load
 from allocentric.models.patches import patchify
 from allocentric.models.scene import weights_id
 from allocentric.models.spatial_mllm import SpatialMLLMConfig, SpatialMLLMModel
-from allocentric.readers import VideoFile, layout_of, open_views
-from allocentric.readers.images import list_images, natural_key
+from allocentric.readers import count_frames, open_views
+from allocentric.readers.images import natural_key
+from allocentric.train.optimizer import GroupedTrainer
 from allocentric.train.recipe import Objective, Pretrain, resume_point
 from allocentric.train.shards import RoomShards, RoomsSpec, write_rooms
 
@@ -58,7 +59,7 @@ class FolderScenes:
         if not self.paths:
             raise ValueError(f"{', '.join(map(str, folders))}: found no scenes, expected videos or folders of frames")
         for path in self.paths:
-            self.counts.append(_frame_count(path))
+            self.counts.append(count_frames(path))
             if self.counts[-1] < least:
                 raise ValueError(f"{path}: found {self.counts[-1]} frames, expected at least {least}, the most views of a clip")
 
@@ -73,15 +74,6 @@ class FolderScenes:
 
     def read(self, scene: int, indices: Sequence[int]) -> UInt8[Tensor, "v 3 h w"]:
         return open_views(self.paths[scene], list(indices)).frames
-
-
-def _frame_count(path: Path) -> int:
-    layout = layout_of(path)
-    if layout == "video":
-        return len(VideoFile(path))
-    if layout == "images":
-        return len(list_images(path))
-    return len(open_views(path))
 
 
 class RoomScenes:
@@ -282,10 +274,10 @@ class QwenTeacher(nn.Module):
 
 
 class Targets(NamedTuple):
-    """What the teachers say of a batch of clips.
+    """What the teachers say of a batch of clips. V is all views, or the targets alone.
 
     context      (B, K, n, 2C) VGGT's patch tokens of the context views.
-    geometry     (B, V, n, 2C) of all views; semantic (B, V, n, D).
+    geometry     (B, V, n, 2C); semantic (B, V, n, D).
     extrinsics, intrinsics   (B, V, 3, 4), (B, V, 3, 3).
     depth        (B, V, n) at patch centres.
     """
@@ -300,17 +292,25 @@ class Targets(NamedTuple):
 
 @torch.no_grad()
 def look(
-    model: Spa3R, depth_head: DPTHead, semantic: nn.Module, images: Tensor, targets: Tensor, asymmetric: bool = True
+    model: Spa3R,
+    depth_head: DPTHead,
+    semantic: nn.Module,
+    images: Tensor,
+    targets: Tensor,
+    asymmetric: bool = True,
+    every: bool = True,
 ) -> Targets:
     """Ask the teachers. The model's own frozen aggregator and camera head are one of them.
 
     asymmetric   True: one pass in which context views see context only and target views see all (the paper). False: context views
                  alone, and a second pass over all views for targets, cameras and depth (published configuration). The context
                  features are the same in both.
+    every        False: of the target views only, in their order; a loss over targets then pays for no other depth and features.
     """
     config, size = model.config, tuple(images.shape[-2:])
     vggt, grid = config.vggt_config, model.grid(size)
-    context = (~targets).int().argsort(dim=1, descending=True, stable=True)[:, : int((~targets[0]).sum())]
+    order, count = targets.int().argsort(dim=1, stable=True), int((~targets[0]).sum())
+    context = order[:, :count]
     levels = aggregate_views(model.aggregator, images, targets if asymmetric else None, vggt.dpt_layers)
     tokens = levels[-1]
     if asymmetric:
@@ -318,13 +318,17 @@ def look(
     else:
         (seen,) = model.aggregator(_views(images, context))
     extrinsics, intrinsics = model.cameras(tokens, size)
+    if not every:
+        images, extrinsics, intrinsics, *levels = (
+            _views(part, order[:, count:]) for part in (images, extrinsics, intrinsics, *levels)
+        )
     with torch.autocast(images.device.type, enabled=False):
         dtype = depth_head.norm.weight.dtype
         depth, _ = depth_head([level.to(dtype) for level in levels], size, frame_chunk=8)
     depth = F.interpolate(depth[..., 0], grid, mode="nearest").flatten(2)
     features = semantic(images.flatten(0, 1), grid).unflatten(0, images.shape[:2])
     patches = slice(vggt.special_tokens, None)
-    return Targets(seen[:, :, patches], tokens[:, :, patches], features, extrinsics, intrinsics, depth)
+    return Targets(seen[:, :, patches], levels[-1][:, :, patches], features, extrinsics, intrinsics, depth)
 
 
 def _views(x: Tensor, chosen: Int[Tensor, "b k"]) -> Tensor:
@@ -399,14 +403,12 @@ class FieldLoss(nn.Module):
         self, images: Float[Tensor, "b v 3 h w"], targets: Bool[Tensor, "b v"], keys: list[str] | None = None
     ) -> dict[str, Tensor]:
         """`loss`, and its terms: geo/l1, geo/cos, sem/l1, sem/cos, depth_prob (a probe: it teaches the rest nothing)."""
-        size = images.shape[-2:]
-        truth = self.look(images, targets, keys)
+        size, every = images.shape[-2:], self.objective.views == "all"
+        if not every and not targets.any():
+            raise ValueError("mask_ratio: found a clip without target views, expected some to predict")
+        remembered = self.cache is not None and keys is not None
+        truth = self.recall(images, targets, keys) if remembered else self.look(images, targets, every)
         latent = self.model.encode(truth.context, self.model.grid(size))
-        if self.objective.views == "targets":
-            order = targets.int().argsort(dim=1, stable=True)[:, truth.context.shape[1] :]
-            if order.shape[1] == 0:
-                raise ValueError("mask_ratio: found a clip without target views, expected some to predict")
-            truth = Targets(truth.context, *(_views(part, order) for part in truth[1:]))
         seen = self.model.decode(latent, truth.extrinsics, truth.intrinsics, size)
         kind = self.objective.regression
         terms = {
@@ -418,24 +420,22 @@ class FieldLoss(nn.Module):
         }
         return {"loss": sum(terms.values()), **{name: term.detach() for name, term in terms.items()}}
 
-    def look(self, images: Tensor, targets: Tensor, keys: list[str] | None = None) -> Targets:
-        """What the teachers say, from the cache where it has the clip."""
+    def look(self, images: Tensor, targets: Tensor, every: bool = True) -> Targets:
+        """What the teachers say of all views, or of the target views."""
+        return look(self.model, self.depth_head, self.semantic, images, targets, self.objective.asymmetric, every)
 
-        def ask(rows: list[int]) -> Targets:
-            return look(self.model, self.depth_head, self.semantic, images[rows], targets[rows], self.objective.asymmetric)
-
-        if self.cache is None or keys is None:
-            return ask(list(range(len(images))))
+    def recall(self, images: Tensor, targets: Tensor, keys: list[str]) -> Targets:
+        """What the teachers say of the views that are compared, from the cache where it has the clip."""
         files = [self.cache.path(key, images.shape[-2:]) for key in keys]
         if missing := [row for row, file in enumerate(files) if not file.is_file()]:
-            said = ask(missing)
+            said = self.look(images[missing], targets[missing], self.objective.views == "all")
             for i, row in enumerate(missing):
                 self.cache.write(files[row], Targets(*(part[i] for part in said)))
         kept = [self.cache.read(file, images.device) for file in files]
         return Targets(*(torch.stack(parts) for parts in zip(*kept, strict=True)))
 
 
-class PretrainTrainer(Trainer):
+class PretrainTrainer(GroupedTrainer):
     """The Trainer on batches of `ViewBatches`; logs each term of the loss."""
 
     def __init__(self, *args, views: tuple[int, int], images: int, **kwargs):
@@ -483,7 +483,7 @@ def smoke(recipe: Pretrain) -> Pretrain:
     short = replace(recipe.optimisation, steps=3, accumulate=1, batch_size=1, workers=0, log_every=1, save_every=2, bf16=False)
     small = {"embed_dim": 64, "num_heads": 2, "num_queries": 16, "num_encoder_layers": 2, "num_decoder_layers": 2}
     views = (recipe.views[0], min(recipe.views[1], 8))
-    room = {"rooms": 4, "heldout": 2, "folders": (), "heldout_folders": (), "width": 140, "gaps": (1, 2)}
+    room = {"rooms": 4, "heldout": 2, "run": None, "folders": (), "heldout_folders": (), "width": 140, "gaps": (1, 2)}
     return replace(
         recipe,
         data=replace(recipe.data, **room),
@@ -522,6 +522,7 @@ def pretrain(recipe: Pretrain, out: Path, progress=None, workers: int = 2) -> No
         data_collator=lambda items: collate_clips(items, patch),
         views=recipe.views,
         images=recipe.images,
+        muon=recipe.optimisation.muon,
     )
     trainer.train(resume_from_checkpoint=resume_point(out / "checkpoints"))
     if trainer.is_world_process_zero():
@@ -534,7 +535,8 @@ def training_scenes(recipe: Pretrain, out: Path, progress=None, workers: int = 2
     data = recipe.data
     if data.folders:
         return FolderScenes(data.folders, recipe.views[1])
-    return RoomScenes(room_shards(out / "rooms", data.rooms, recipe, progress, workers))
+    folder = Path(data.run) / "rooms" if data.run else out / "rooms"
+    return RoomScenes(room_shards(folder, data.rooms, recipe, progress, workers))
 
 
 def heldout_scenes(recipe: Pretrain, out: Path, progress=None, workers: int = 2) -> Scenes | None:
@@ -544,7 +546,8 @@ def heldout_scenes(recipe: Pretrain, out: Path, progress=None, workers: int = 2)
         return FolderScenes(data.heldout_folders, recipe.views[1])
     if not data.heldout:
         return None
-    return RoomScenes(room_shards(out / "heldout", data.heldout, recipe, progress, workers, HELDOUT_SEED))
+    folder = Path(data.run) / "held-out" / "parts" if data.run else out / "heldout"
+    return RoomScenes(room_shards(folder, data.heldout, recipe, progress, workers, HELDOUT_SEED))
 
 
 def room_shards(
@@ -570,7 +573,7 @@ def build(recipe: Pretrain, cache: Path | None = None, model: Spa3R | None = Non
             getattr(model, name).load_state_dict(getattr(vggt, name).state_dict())
     targets = None
     if cache is not None:
-        how = (recipe.objective.asymmetric, recipe.semantic_square, model.config.world)
+        how = (recipe.objective.asymmetric, recipe.objective.views, recipe.semantic_square, model.config.world)
         targets = TargetCache(cache, repr((weights_id(vggt), weights_id(semantic), how)))
     return FieldLoss(model, vggt.depth_head, semantic, recipe.objective, targets)
 
