@@ -321,3 +321,7 @@ def test_search_writes_json_and_pictures(pointer, tmp_path):
         ground.search(views, ["the chair"])
     with pytest.raises(ValueError, match="descriptions: found none"):
         ground.search(views, [], tmp_path / "model")
+    with pytest.raises(ValueError, match="found no such folder"):
+        ground.search(views, ["the chair"], tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"does not fit the model: missing \['ground_head"):
+        ground.search(views, ["the chair"], ground.S2_NANO.parent / "nano")  # a base, which has not learned to point

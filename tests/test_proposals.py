@@ -49,6 +49,32 @@ def test_things_are_found_and_the_room_itself_is_not():
 
 def test_an_empty_room_has_no_proposals():
     assert propose(room([])) == []
+    noise = np.random.default_rng(0).normal(0, 0.005, room([]).shape)
+    assert propose(room([]) + noise) == [], "a sensor's noise is no thing on the wall"
+
+
+def test_what_hangs_on_a_wall_and_lies_on_the_floor_is_found():
+    flat = [
+        Box3D((2.0, 0.02, 1.6), (0.9, 0.04, 0.6)),  # a picture
+        Box3D((0.0225, 2.5, 1.0), (0.9, 0.045, 2.0), np.pi / 2),  # a door
+        Box3D((3.3, 0.9, 0.0075), (1.6, 1.1, 0.015)),  # a rug
+    ]
+    overlap = recall(propose(room([*THINGS[:2], *flat])), flat)
+    assert (overlap > 0.5).all(), overlap
+
+
+def test_what_stands_against_a_wall_reaches_to_it():
+    shelf = Box3D((2.5, 0.15, 0.6), (1.0, 0.3, 1.2))
+    points = room([shelf])
+    hidden = (np.abs(points[:, 0] - 2.5) < 0.49) & (points[:, 1] < 0.01) & (points[:, 2] > 0.01) & (points[:, 2] < 1.19)
+    assert recall(propose(points[~hidden]), [shelf])[0] > 0.8
+
+
+def test_the_front_of_a_wardrobe_is_no_wall():
+    wardrobe = Box3D((2.5, 3.7, 1.05), (1.9, 0.6, 2.1))
+    points = room([wardrobe])
+    hidden = (np.abs(points[:, 0] - 2.5) < 0.94) & (points[:, 1] > 3.99) & (points[:, 2] > 0.01) & (points[:, 2] < 2.09)
+    assert recall(propose(points[~hidden]), [wardrobe])[0] > 0.7
 
 
 def test_recall_is_the_best_overlap():

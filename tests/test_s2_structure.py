@@ -16,9 +16,9 @@ from allocentric.fusion.structure import (
 from allocentric.geometry.cameras import unproject_depth
 from allocentric.geometry.cells import (
     Window,
+    as_pictures,
     box_shares,
     cell_means,
-    cell_points,
     grid_rays,
     sample_points,
     unit_rays,
@@ -224,26 +224,25 @@ def scene(v=2, h=24, w=32):
 def test_sampled_points_are_those_of_the_whole_picture():
     depth, k, pose = scene()
     whole = unproject_depth(depth, k, pose)
-    assert torch.allclose(sample_points(depth, k, pose, (6, 8), 4), whole, atol=1e-6, equal_nan=True)
-    coarse = sample_points(depth, k, pose, (3, 4), 2)
+    assert torch.allclose(as_pictures(sample_points(depth, k, pose, (6, 8), 4)), whole, atol=1e-6, equal_nan=True)
+    coarse = as_pictures(sample_points(depth, k, pose, (3, 4), 2))
     assert torch.allclose(coarse, whole[:, 2::4, 2::4], atol=1e-6, equal_nan=True)
-    part = sample_points(depth, k, pose, (2, 2), 4, Window(8, 16, 8, 8))
+    part = as_pictures(sample_points(depth, k, pose, (2, 2), 4, Window(8, 16, 8, 8)))
     assert torch.allclose(part, whole[:, 8:16, 16:24], atol=1e-6, equal_nan=True)
 
 
 def test_cell_means_leave_out_what_was_not_measured():
     depth, k, pose = scene()
-    points = sample_points(depth, k, pose, (6, 8), 4)
-    means = cell_means(points, 4)
-    first = points[0, :4, :4].reshape(-1, 3)
+    means = cell_means(sample_points(depth, k, pose, (6, 8), 4))
+    first = unproject_depth(depth, k, pose)[0, :4, :4].reshape(-1, 3)
     assert torch.allclose(means[0, 0, 0], first[~first[:, 0].isnan()].mean(0))
     depth[0, :4, :4] = 0
-    assert cell_means(sample_points(depth, k, pose, (6, 8), 4), 4)[0, 0, 0].isnan().all()
+    assert cell_means(sample_points(depth, k, pose, (6, 8), 4))[0, 0, 0].isnan().all()
 
 
 def test_shares_of_boxes_equal_counting_point_by_point():
     depth, k, pose = scene()
-    cells = cell_points(sample_points(depth, k, pose, (6, 8), 4), 4)
+    cells = sample_points(depth, k, pose, (6, 8), 4).flatten(0, 2)
     generator = torch.Generator().manual_seed(1)
     boxes = torch.cat([torch.randn(40, 3, generator=generator), 3 * torch.rand(40, 3, generator=generator), torch.zeros(40, 1)], 1)
     boxes[:, 2] += 2

@@ -7,11 +7,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from transformers import AutoTokenizer
 
 from allocentric.encoders.vggt import VGGT, VGGTConfig
+from allocentric.models.grounding import grounding_prompt
 from allocentric.models.s2_mllm import load_s2
+from allocentric.tasks.base import Question
 from allocentric.tasks.grounding import ReferringExpression
 from allocentric.train.grounding import (
+    NANO,
     BenchmarkScenes,
     GroundingDataset,
     GroundingTrainer,
@@ -29,6 +33,7 @@ from allocentric.train.grounding import (
 from allocentric.train.guidance import FrozenDecoder, PointMap, PointMaps, VGGTFeatures, load_decoder, point_map_loss, point_maps
 from allocentric.train.recipe import Guide, LoRA, read_recipe
 from allocentric.train.sft import IGNORE
+from test_grounding import box, question
 
 
 def world(b=2, v=3, h=28, w=42, seed=0):
@@ -116,6 +121,17 @@ def test_every_teacher_teaches_the_tokens_and_stays_as_it_is(tmp_path):
         load_decoder("test_s2_training:Decoder", tmp_path / "w.safetensors", width=9)
 
 
+def test_point_maps_decode_a_few_views_in_training_and_all_of_them_otherwise():
+    points, poses = world()
+    torch.manual_seed(0)
+    teacher, features = PointMaps(16, 24, 0, 4, 16, (16, 16, 16, 16), views=1), torch.randn(2, 3, 6, 16)
+    for mode, views in ((True, 1), (False, 3)):
+        teacher.train(mode)
+        seen = features.clone().requires_grad_()
+        teacher(seen, points, poses).backward()
+        assert (seen.grad.abs().sum((0, 2, 3)) > 0).sum() == views  # without blocks no view knows of another
+
+
 # ---- data ----
 
 
@@ -170,14 +186,16 @@ def test_a_batch_loss_is_that_of_its_samples_and_guidance_is_weighed(recipe, sta
     singles = [parts([example])[1] for example in examples]
     assert together["ground"] == pytest.approx(np.mean([one["ground"] for one in singles]), rel=1e-4)
     assert total == pytest.approx(together["ground"] + together["language"] + 0.3 * together["guidance"], rel=1e-5)
+    model.set_attn_implementation("eager")  # as on a CPU: it must leave out what the fused kernel leaves out
+    written_out, _ = parts(examples)
+    model.set_attn_implementation("sdpa")
+    assert written_out == pytest.approx(total, rel=1e-4)
 
 
 def test_answers_positives_and_jitter():
-    from test_grounding import box, question
-
-    assert (
-        answer(question()) == "The chair is located at <ground> in global coordinates." and answer(question(), False) == "<ground>"
-    )
+    asked = replace(question(), answer="17", objects=("office_chair", "desk"))  # benchmarks keep an object's number as the answer
+    assert answer(asked) == "The office chair is located at <ground> in global coordinates." and answer(asked, False) == "<ground>"
+    assert answer(replace(asked, objects=("",))).startswith("The object is located")
     assert positives(question(), [box(5.0), box(0.1), box(0.2)]).tolist() == [False, True, False]
     assert not positives(question(), [box(5.0)]).any()
     two = replace(question(), boxes=(box(0.0), box(5.0)))
@@ -195,6 +213,41 @@ def test_descriptions_of_a_benchmark_are_grouped_by_scene(shards):
     assert scenes[0].boxes == [o.box for o in scene.objects]
     with pytest.raises(ValueError, match="expected annotations of them"):
         BenchmarkScenes(made, {}, room_views, 2)
+
+
+def test_a_description_of_nothing_is_answered_by_none_of_them(recipe, start, shards):
+    """As Multi3DRefer has them: no object, one, and several."""
+    _, processor = start
+    scene = shards[0].scene
+    boxes = [o.box for o in scene.objects]
+    made = [
+        Question("zt_w_d", scene.name, "the violin", (), "", ("violin",), "a"),
+        Question("st_w_d", scene.name, "the bed", (), "4", ("bed",), "b", boxes=(boxes[2],)),
+        Question("mt", scene.name, "the chairs", (), "1, 7", ("chair",), "c", boxes=(boxes[0], boxes[1])),
+    ]
+    scenes = BenchmarkScenes(made, {scene.name: scene}, lambda name: room_views(shards[0]), 3)
+    torch.manual_seed(0)
+    batch = collate_groundings([GroundingDataset(scenes, processor, recipe.data)[0]], processor.tokenizer.pad_token_id)
+    expected = torch.zeros(3, len(boxes) + 1, dtype=torch.bool)
+    expected[0, -1] = expected[1, 2] = expected[2, 0] = expected[2, 1] = True
+    assert torch.equal(batch["positive"], expected)
+    said = processor.tokenizer.decode(batch["labels"][0][batch["labels"][0] != IGNORE])
+    assert [word in said for word in ("The violin", "The bed", "The chair", "7")] == [True, True, True, False]
+    assert batch["boxes"].dtype == torch.float32
+
+
+def test_words_of_rooms_become_tokens_that_start_where_their_pieces_were(start, recipe):
+    model, processor = start
+    plain = AutoTokenizer.from_pretrained(NANO)
+    asked = replace(question(), text="the trash bin closest to the refrigerator", objects=("trash bin",))
+    sentence = grounding_prompt(asked.text) + answer(asked).replace("<ground>", "")
+    ids, pieces = processor.encode(sentence), plain(sentence)["input_ids"]
+    assert processor.tokenizer.decode(ids) == sentence and len(ids) < len(pieces) / 3
+    base = load_s2(NANO, structure=recipe.structure).get_input_embeddings().weight.float()
+    token = processor.tokenizer.convert_tokens_to_ids(" trash bin")
+    expected = base[plain(" trash bin")["input_ids"]].mean(0)
+    assert torch.allclose(model.get_input_embeddings().weight[token], expected, atol=1e-6)
+    assert model.lm_head.weight is model.get_input_embeddings().weight
 
 
 # ---- training ----

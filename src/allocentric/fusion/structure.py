@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from allocentric.encoders.layers import MLP
+from allocentric.encoders.layers import MLP, attend
 
 BOUNDS = ((-15.0, -15.0, -5.0), (15.0, 15.0, 5.0))  # metres; coordinates outside are clamped
 VOXEL = 0.1  # metres
@@ -41,8 +41,11 @@ class MaskedAttention(nn.Module):
         self, x: Float[Tensor, "batch token dim"], keep: Bool[Tensor, "batch token"] | None = None
     ) -> Float[Tensor, "batch token dim"]:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        mask = None if keep is None else keep[:, None, None, :]
-        return self.proj(F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2))
+        if keep is None:
+            attended = attend(q, k, v)
+        else:
+            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=keep[:, None, None, :])
+        return self.proj(attended.transpose(1, 2).flatten(2))
 
 
 class StructureAttention(nn.Module):
@@ -141,11 +144,13 @@ def pool_objects(
 ) -> tuple[Float[Tensor, "b k d"], Bool[Tensor, "b k"]]:
     """Mean of the tokens of the cells that lie in each box by at least the share `least`; and which boxes have any.
 
-    A box without cells gets zeros. All boxes of all samples are pooled by one product.
+    A box without cells gets zeros. All boxes of all samples are pooled by one product, over the cells that lie in any box.
     """
-    member = (shares >= least).to(tokens.dtype)
+    member = shares >= least
     count = member.sum(-1, keepdim=True)
-    return member @ tokens / count.clamp(min=1), count.squeeze(-1) > 0
+    used = member.any(dim=(0, 1)).nonzero().squeeze(1)
+    pooled = member[..., used].to(tokens.dtype) @ tokens[:, used]
+    return pooled / count.clamp(min=1), count.squeeze(-1) > 0
 
 
 class GroundingHead(nn.Module):
@@ -170,7 +175,7 @@ class GroundingHead(nn.Module):
         zero = self.zero_target.to(objects.dtype).expand(len(objects), 1, -1)
         keys = F.normalize(self.object_mlp(torch.cat([objects, zero], dim=1)).float(), dim=-1)
         asked = F.normalize(self.query_mlp(queries).float(), dim=-1)
-        cosine = torch.einsum("nd,nkd->nk", asked, keys[rows])
+        cosine = (asked[:, None] * keys[rows]).sum(-1)  # not a product of matrices, which autocast would round
         if candidate is None:
             return cosine
         return cosine.masked_fill(~F.pad(candidate, (0, 1), value=True)[rows], -torch.inf)

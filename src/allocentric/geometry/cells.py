@@ -4,13 +4,12 @@ The grid covers a window of the source picture (all of it, or what resizing and 
 needed, at `per_cell` x `per_cell` places of each cell, and only there unprojected. Everything is float32.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
-
-from allocentric.geometry.cameras import transform_points
 
 PAIRS = 1 << 13  # pairs of box and cell looked at together: bounds memory
 
@@ -39,23 +38,27 @@ def sample_points(
     grid: tuple[int, int],
     per_cell: int = 14,
     window: Window | None = None,
-) -> Float[Tensor, "v n m 3"]:
-    """World points at (rows x per_cell, columns x per_cell) places spread evenly over the window; NaN without measurement.
+) -> Float[Tensor, "v rows columns places 3"]:
+    """World points at `per_cell` x `per_cell` places of each cell, spread evenly over the window; NaN without measurement.
 
     Each place takes the depth pixel it falls in and unprojects that pixel's centre: what unprojecting the whole picture and
-    resizing the points to nearest would give.
+    resizing the points to nearest would give. In memory x, y and z of all places lie apart: whatever reads one axis reads it whole.
     """
     height, width = depth.shape[-2:]
     window = window or Window(0.0, 0.0, float(height), float(width))
-    rows = _places(window.top, window.height, grid[0] * per_cell, height, depth.device)
-    columns = _places(window.left, window.width, grid[1] * per_cell, width, depth.device)
-    chosen = depth[:, rows][:, :, columns].float()
-    k = intrinsics.float()[:, None, None]
-    y = (rows[:, None] + 0.5 - k[..., 1, 2]) / k[..., 1, 1]
-    x = (columns + 0.5 - k[..., 0, 2] - k[..., 0, 1] * y) / k[..., 0, 0]
-    valid = (chosen > 0) & chosen.isfinite()
-    z = torch.where(valid, chosen, torch.nan)
-    return transform_points(torch.stack([x * z, y * z, z], dim=-1), camera_to_world[:, None, None])
+    (rows, columns), n = grid, per_cell
+    row = _places(window.top, window.height, rows * n, height, depth.device).view(rows, 1, n, 1)
+    column = _places(window.left, window.width, columns * n, width, depth.device).view(1, columns, 1, n)
+    pixel = (row * width + column).flatten()
+    row, column = (place.expand(rows, columns, n, n).reshape(-1).float() + 0.5 for place in (row, column))
+    points = depth.new_empty(3, len(depth), len(pixel), dtype=torch.float32)
+    for view, (k, pose) in enumerate(zip(intrinsics.float(), camera_to_world.float(), strict=True)):  # a picture fits the cache
+        z = depth[view].reshape(-1)[pixel].float()
+        z.masked_fill_(~((z > 0) & (z < torch.inf)), torch.nan)
+        y = (row - k[1, 2]) / k[1, 1]
+        x = (column - k[0, 2] - k[0, 1] * y) / k[0, 0]
+        torch.addcmul(pose[:3, 3:], pose[:3, :3] @ torch.stack([x, y, torch.ones_like(x)]), z, out=points[:, view])
+    return points.view(3, len(depth), rows, columns, n * n).permute(1, 2, 3, 4, 0)
 
 
 def _places(start: float | int, length: float | int, count: int, pixels: int, device: torch.device) -> Int[Tensor, " count"]:
@@ -64,20 +67,15 @@ def _places(start: float | int, length: float | int, count: int, pixels: int, de
     return middles.floor().long().clamp(0, pixels - 1)
 
 
-def cell_means(points: Float[Tensor, "v n m 3"], per_cell: int) -> Float[Tensor, "v rows columns 3"]:
+def cell_means(points: Float[Tensor, "v rows columns places 3"]) -> Float[Tensor, "v rows columns 3"]:
     """Mean of each cell's measured points; NaN where it has none."""
-    return _cells(points, per_cell).nanmean(dim=3)
+    return points.nanmean(dim=3)
 
 
-def cell_points(points: Float[Tensor, "v n m 3"], per_cell: int) -> Float[Tensor, "cells places 3"]:
-    """The points of each cell side by side; cells in the order (view, row, column)."""
-    return _cells(points, per_cell).flatten(0, 2).contiguous()
-
-
-def _cells(points: Tensor, per_cell: int) -> Float[Tensor, "v rows columns places 3"]:
-    v, n, m, _ = points.shape
-    blocks = points.view(v, n // per_cell, per_cell, m // per_cell, per_cell, 3)
-    return blocks.transpose(2, 3).flatten(3, 4)
+def as_pictures(cells: Shaped[Tensor, "v rows columns places *channel"]) -> Shaped[Tensor, "v n m *channel"]:
+    """What is known of the places of each cell, in rows and columns of places as in a picture."""
+    side = math.isqrt(cells.shape[3])
+    return cells.unflatten(3, (side, side)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
 
 def unit_rays(
@@ -108,10 +106,16 @@ def grid_rays(
 
 def cell_bounds(points: Float[Tensor, "cells places 3"]) -> CellBounds:
     """The box around each cell's points: what lets most pairs of box and cell go unlooked at. Kept per scene."""
-    missing = points[..., 0].isnan()
-    low = points.masked_fill(missing[..., None], torch.inf).amin(1)
-    high = points.masked_fill(missing[..., None], -torch.inf).amax(1)
-    return CellBounds(low, high, (~missing).sum(1))
+    axes = [axis.aminmax(dim=1) for axis in points.unbind(-1)]
+    low, high = (torch.stack(side, dim=1) for side in zip(*axes, strict=True))
+    count = torch.full_like(low[:, 0], points.shape[1], dtype=torch.long)
+    holes = low[:, 0].isnan().nonzero().squeeze(1)  # a cell with one unmeasured place has no bounds yet
+    some = points[holes]
+    missing = some[..., 0].isnan()
+    low[holes] = some.masked_fill(missing[..., None], torch.inf).amin(1)
+    high[holes] = some.masked_fill(missing[..., None], -torch.inf).amax(1)
+    count[holes] = (~missing).sum(1)
+    return CellBounds(low, high, count)
 
 
 def box_shares(
@@ -129,25 +133,32 @@ def box_shares(
     reach_x = cos.abs() * half[:, 0] + sin.abs() * half[:, 1]
     reach_y = sin.abs() * half[:, 0] + cos.abs() * half[:, 1]
     reach = torch.stack([reach_x, reach_y, half[:, 2]], dim=1)
-    outer_low, outer_high = boxes[:, :3] - reach, boxes[:, :3] + reach
-    meets = _all_axes(bounds.low[None] <= outer_high[:, None]) & _all_axes(bounds.high[None] >= outer_low[:, None])
-    within = meets & _all_axes(bounds.low[None] >= outer_low[:, None]) & _all_axes(bounds.high[None] <= outer_high[:, None])
-    within &= (boxes[:, 6] == 0)[:, None]
+    outer_low, outer_high = (boxes[:, :3] - reach).T[..., None], (boxes[:, :3] + reach).T[..., None]  # (3, k, 1)
+    cell_low, cell_high = bounds.low.T[:, None].contiguous(), bounds.high.T[:, None].contiguous()  # (3, 1, cells)
+    meets = _all_axes(cell_low, outer_high) & _all_axes(outer_low, cell_high)
+    box, cell = meets.nonzero().unbind(1)
+    inner = (bounds.low[cell] >= outer_low[:, box, 0].T) & (bounds.high[cell] <= outer_high[:, box, 0].T)
+    within = inner.all(1) & (boxes[box, 6] == 0)
 
-    counts = within * bounds.count
+    shares = points.new_zeros(len(boxes), len(points))
+    shares[box[within], cell[within]] = bounds.count[cell[within]] / points.shape[1]
     center = torch.stack([cos * boxes[:, 0] + sin * boxes[:, 1], cos * boxes[:, 1] - sin * boxes[:, 0], boxes[:, 2]], 1)
     low, high = center - half, center + half  # in the box's own axes
-    for pairs in (meets & ~within).nonzero().split(PAIRS):
-        box, cell = pairs.unbind(1)
-        x, y, z = points[cell].unbind(-1)
-        c, s = cos[box, None], sin[box, None]
-        inside = _between(c * x + s * y, low[box, 0], high[box, 0]) & _between(c * y - s * x, low[box, 1], high[box, 1])
-        counts[box, cell] = (inside & _between(z, low[box, 2], high[box, 2])).sum(1)
-    return counts / points.shape[1]
+    axes = points.unbind(-1)
+    for pairs in (~within).nonzero().squeeze(1).split(PAIRS):
+        one, other = box[pairs], cell[pairs]
+        x, y, z = (axis[other] for axis in axes)
+        if (boxes[one, 6] != 0).any():
+            c, s = cos[one, None], sin[one, None]
+            x, y = c * x + s * y, c * y - s * x
+        inside = _between(x, low[one, 0], high[one, 0]) & _between(y, low[one, 1], high[one, 1])
+        shares[one, other] = (inside & _between(z, low[one, 2], high[one, 2])).sum(1) / points.shape[1]
+    return shares
 
 
-def _all_axes(flags: Bool[Tensor, "k cells 3"]) -> Bool[Tensor, "k cells"]:
-    return flags[..., 0] & flags[..., 1] & flags[..., 2]
+def _all_axes(less: Float[Tensor, "3 #k #cells"], more: Float[Tensor, "3 #k #cells"]) -> Bool[Tensor, "k cells"]:
+    """Where each of x, y and z of the one is at most that of the other."""
+    return (less[0] <= more[0]) & (less[1] <= more[1]) & (less[2] <= more[2])
 
 
 def _between(value: Tensor, low: Tensor, high: Tensor) -> Tensor:

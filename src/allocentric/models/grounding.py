@@ -20,10 +20,10 @@ from allocentric.geometry.cameras import invert_rigid
 from allocentric.geometry.cells import (
     CellBounds,
     Window,
+    as_pictures,
     box_shares,
     cell_bounds,
     cell_means,
-    cell_points,
     grid_rays,
     sample_points,
 )
@@ -86,12 +86,12 @@ class S2Processor:
             raise ValueError(f"{views.source or 'views'}: found no depth and cameras, expected posed RGB-D (or `with_geometry`)")
         inputs, fine, coarse, window = self._frames(views) if self.frames is None else self._qwen_frames(views)
         points = sample_points(views.depth, k, poses, fine, PER_CELL, window)
-        inputs["cells"] = cell_means(points, PER_CELL)[None]
+        inputs["cells"] = cell_means(points)[None]
         rays = grid_rays(k, poses, coarse, window)
-        measured = (~points[..., 0].isnan()).float()  # a ray whose cell has no depth is masked, like its coordinates
+        measured = as_pictures(~points[..., 0].isnan()).float()  # a ray whose cell has no depth is masked, like its coordinates
         rays[F.adaptive_max_pool2d(measured[:, None], coarse)[:, 0] == 0] = torch.nan
         inputs["rays"] = rays[None]
-        points = cell_points(points, PER_CELL)
+        points = points.flatten(0, 2)
         return Seen(inputs, points, cell_bounds(points))
 
     def _qwen_frames(self, views: Views) -> tuple[dict[str, Tensor], tuple[int, int], tuple[int, int], Window]:
@@ -222,9 +222,17 @@ class GroundingScene:
         prefix = [(layer.keys, layer.values) for layer in output.past_key_values.layers]
         return cls(model, processor, list(boxes), prefix, int(positions.max()) + 1, objects, tuple(visible[0].tolist()))
 
-    def ground(self, descriptions: list[str], max_new_tokens: int = 24, batch_size: int = 32) -> list[Grounding]:
-        """The proposal that each description means. Greedy, so repeatable."""
+    def ground(
+        self, descriptions: list[str], max_new_tokens: int = 24, batch_size: int = 32, begun: list[str] | None = None
+    ) -> list[Grounding]:
+        """The proposal that each description means. Greedy, so repeatable.
+
+        begun   for experiments alone: how each answer begins, which the model then goes on with. To begin it with the gold
+                category is what the published evaluation does.
+        """
         prompts = [self.processor.suffix(grounding_prompt(description)) for description in descriptions]
+        if begun is not None:
+            prompts = [prompt + start for prompt, start in zip(prompts, begun, strict=True)]
         found: list[Grounding] = []
         for start in range(0, len(prompts), batch_size):
             rows = slice(start, start + batch_size)
@@ -321,6 +329,12 @@ def _places(positions: Tensor) -> Tensor:
 
 
 def load_grounding(path: str | Path, device: str | torch.device | None = None, **kwargs) -> tuple[S2Model, S2Processor]:
-    """Model and processor from a folder or hub id (`load_s2`); `device` defaults to the first GPU if there is one."""
-    model = load_s2(path, **kwargs).to(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
+    """Model and processor from a folder or hub id (`load_s2`); `device` defaults to the first GPU if there is one.
+
+    Weights that have not learned to point, such as those of a base, are refused.
+    """
+    if not Path(path).is_dir() and str(path).count("/") != 1:
+        raise ValueError(f"{path}: found no such folder, expected one with weights, or a hub id (owner/name)")
+    model = load_s2(path, trained=True, **kwargs)
+    model = model.to(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
     return model, S2Processor.from_pretrained(path, model.config)

@@ -127,6 +127,7 @@ def _same_grid(name: str, geometry: Tensor, tokens: Tensor) -> None:
         )
 
 
+@no_type_check  # under autocast it is rebuilt from a dictionary, which transformers takes in place of the first field
 @dataclass
 class GroundingOutput(CausalLMOutputWithPast):
     """A language model's output and what grounding needs.
@@ -490,7 +491,7 @@ class S2QwenForConditionalGeneration(_Grounding, SpatialMLLMForConditionalGenera
 S2Model = S2LlavaForConditionalGeneration | S2QwenForConditionalGeneration
 
 
-def load_s2(path: str | Path, compat: bool = False, structure: dict | None = None, **kwargs) -> S2Model:
+def load_s2(path: str | Path, compat: bool = False, structure: dict | None = None, trained: bool = False, **kwargs) -> S2Model:
     """An S2-MLLM from a folder or hub id: one of ours, or one on a base it is to be trained from.
 
     Read are our own two kinds; checkpoints of LLaVA's code (model type "llava_qwen": LLaVA-Video, Video-3D-LLM, S2-MLLM) and
@@ -499,6 +500,7 @@ def load_s2(path: str | Path, compat: bool = False, structure: dict | None = Non
 
     compat      for weights trained by the published S2-MLLM code: its quirks (`StructureConfig`).
     structure   changes to the rest of `StructureConfig`. `kwargs` go to `from_pretrained` (dtype, device_map, ...).
+    trained     a base that lacks something is an error: the model is not to be trained, but to point.
     """
     config, _ = PreTrainedConfig.get_config_dict(path)
     model_type = config.pop("model_type", None)
@@ -528,7 +530,7 @@ def load_s2(path: str | Path, compat: bool = False, structure: dict | None = Non
         model, report = kind.from_pretrained(path, config=config_kind(**config), output_loading_info=True, **kwargs)
     finally:
         logging.set_verbosity(level)
-    missing = sorted(n for n in report["missing_keys"] if ours or not n.startswith(NEW))
+    missing = sorted(n for n in report["missing_keys"] if ours or trained or not n.startswith(NEW))
     left_out = () if ours else ("model.spatial_encoder.", "model.connector.")
     unexpected = sorted(n for n in report["unexpected_keys"] if not n.startswith(left_out))
     if missing or unexpected:

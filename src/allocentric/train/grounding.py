@@ -2,6 +2,9 @@
 
     allo train recipes/s2_nano.yaml --out out/s2_nano      run again to resume
 
+Rooms are rendered first, what the frozen 2D encoder says of them is kept (`data.cache`), the model is trained and then asked about
+rooms nobody trained on (`train.grounding_card`); each leaves its result in a folder of `out` and is skipped once that is there.
+
 Many descriptions and questions about one scene share a sequence, as in `train.sft`: the scene is seen once. Each description is
 answered by "The chair is located at <ground> in global coordinates.", and the state at `<ground>` is compared with the objects.
 """
@@ -18,25 +21,31 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from peft import LoraConfig, LoraModel
+from tokenizers import AddedToken
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import AutoTokenizer, Trainer, set_seed
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, set_seed
 
 import allocentric
 from allocentric.encoders.vggt import load_vggt
 from allocentric.fusion.structure import info_nce
 from allocentric.geometry.boxes import Box3D, box_iou, boxes_to_array
-from allocentric.models.grounding import PER_CELL, S2Processor, Seen
+from allocentric.geometry.cells import as_pictures
+from allocentric.models.grounding import INSTRUCTION, S2Processor, Seen, grounding_prompt
 from allocentric.models.processor import SpatialMLLMProcessor
 from allocentric.models.s2_mllm import GROUND, GroundingOutput, S2LlavaConfig, S2Model, load_s2
+from allocentric.models.spatial_mllm import SpatialMLLMModel
+from allocentric.rooms import LABELS
 from allocentric.scenes import AnnotatedScene
 from allocentric.tasks import TRAINING_TASKS
 from allocentric.tasks.base import Question, Task
-from allocentric.tasks.grounding import ReferringExpression
+from allocentric.tasks.grounding import TEMPLATES, ReferringExpression
+from allocentric.train.features import RoomFeatures, write_features
 from allocentric.train.guidance import FrozenDecoder, PointMaps, VGGTFeatures, load_decoder
-from allocentric.train.recipe import GroundingData, GroundingTraining, Guide, LoRA, resume_point
+from allocentric.train.optimizer import GroupedTrainer
+from allocentric.train.recipe import GroundingCard, GroundingData, GroundingTraining, Guide, LoRA, resume_point
 from allocentric.train.room_questions import draw_turns
-from allocentric.train.sft import IGNORE, Turn, collate, packed_mask, packed_positions
+from allocentric.train.sft import IGNORE, Turn, collate, mask_for, packed_mask, packed_positions
 from allocentric.train.shards import RoomSample, RoomShards, RoomsSpec, mirror, random_generator, write_rooms
 from allocentric.views import Views
 
@@ -58,7 +67,15 @@ def smoke(recipe: GroundingTraining) -> GroundingTraining:
     data = replace(recipe.data, rooms=rooms, descriptions=2)
     structure = {**recipe.structure, "object_share": 0.1}
     return replace(
-        recipe, start="nano", data=data, optimisation=short, learning_rates=rates, lora=lora, guidance=guide, structure=structure
+        recipe,
+        start="nano",
+        data=data,
+        optimisation=short,
+        learning_rates=rates,
+        lora=lora,
+        guidance=guide,
+        structure=structure,
+        card=recipe.card and GroundingCard(rooms=2, descriptions=4, ablation_steps=2),
     )
 
 
@@ -66,12 +83,13 @@ def smoke(recipe: GroundingTraining) -> GroundingTraining:
 
 
 class Asked(NamedTuple):
-    """A scene, its objects, and what is asked of it."""
+    """A scene, its objects, and what is asked of it. `features` are what the 2D encoder says of it, where that is kept."""
 
     views: Views
     boxes: list[Box3D]
     descriptions: list[Question]
     turns: list[Turn]
+    features: Tensor | None = None
 
 
 @runtime_checkable
@@ -83,10 +101,10 @@ class Scenes(Protocol):
 
 
 class Rooms:
-    """Procedural rooms, and mirrored ones, with new descriptions each time."""
+    """Procedural rooms, and mirrored ones, with new descriptions each time. `features` are those of the same rooms."""
 
-    def __init__(self, shards: RoomShards, data: GroundingData):
-        self.shards, self.data, self.task = shards, data, ReferringExpression()
+    def __init__(self, shards: RoomShards, data: GroundingData, features: RoomFeatures | None = None):
+        self.shards, self.data, self.features, self.task = shards, data, features, ReferringExpression()
         self.tasks: Mapping[str, tuple[Task, float]] = {name: (TRAINING_TASKS[name], weight) for name, weight in data.tasks.items()}
 
     def __len__(self) -> int:
@@ -98,12 +116,13 @@ class Rooms:
         rng = random_generator()
         descriptions = self.task.make(sample.scene, rng, self.data.descriptions)
         turns = draw_turns(sample.scene, self.tasks, self.data.questions, rng)
-        return Asked(room_views(sample), [o.box for o in sample.scene.objects], descriptions, turns)
+        features = None if self.features is None else self.features[index][1]["2d"]
+        return Asked(room_views(sample), [o.box for o in sample.scene.objects], descriptions, turns, features)
 
 
 def room_views(sample: RoomSample) -> Views:
     """A rendered room as the views of its camera."""
-    tensor = lambda array: torch.from_numpy(np.ascontiguousarray(array))  # noqa: E731
+    tensor = lambda array: torch.from_numpy(np.array(array))  # noqa: E731
     return Views(
         frames=tensor(sample.frames).permute(0, 3, 1, 2).contiguous(),
         depth=tensor(sample.depth.astype(np.float32)),
@@ -142,10 +161,15 @@ class BenchmarkScenes:
         return Asked(self.views(scene.name), [o.box for o in scene.objects], group, [])
 
 
+BEGIN, END = "The {} is located at ", " in global coordinates."
+
+
 def answer(question: Question, language: bool = True) -> str:
-    """What the model learns to write."""
-    label = (question.answer or (question.objects or ("object",))[0]).replace("_", " ")
-    return f"The {label} is located at {GROUND} in global coordinates." if language else GROUND
+    """What the model learns to write. The first of a question's objects is what is asked for; where it is unnamed, "object"."""
+    if not language:
+        return GROUND
+    label = question.objects[0].replace("_", " ") if question.objects and question.objects[0] else "object"
+    return f"{BEGIN.format(label)}{GROUND}{END}"
 
 
 def positives(question: Question, boxes: Sequence[Box3D]) -> Bool[np.ndarray, " k"]:
@@ -186,15 +210,21 @@ class GroundingDataset(Dataset):
         if self.data.jitter:
             boxes = jittered(boxes, self.data.jitter, random_generator())
         seen = self.processor.see(asked.views)
-        task = ReferringExpression()
-        turns = [Turn(task.prompt(question), answer(question, self.data.language)) for question in asked.descriptions]
+        turns = [Turn(grounding_prompt(question.text), answer(question, self.data.language)) for question in asked.descriptions]
         example = pack_seen(self.processor, seen, [*turns, *asked.turns])
         example |= {name: value[0] for name, value in seen.proposals(boxes).items()}
-        example["positive"] = torch.from_numpy(np.array(truth).reshape(len(truth), len(boxes)))
+        example["positive"] = torch.from_numpy(np.array(truth, dtype=bool).reshape(len(truth), len(boxes)))
         example |= seen.inputs
+        if asked.features is not None:
+            tokens = int(example["video_grid_thw"].prod()) // self.processor.config.vision_config.spatial_merge_size**2
+            if len(asked.features) != tokens:
+                raise ValueError(
+                    f"features: found {len(asked.features)} tokens, expected {tokens} of the frames as the processor resizes them"
+                )
+            del example["pixel_values_videos"]
+            example["video_features_2d"] = asked.features
         rows, columns = seen.inputs["cells"].shape[2:4]
-        points = seen.points.view(-1, rows, columns, PER_CELL, PER_CELL, 3).transpose(2, 3)
-        example["points"] = points.reshape(1, -1, rows * PER_CELL, columns * PER_CELL, 3)
+        example["points"] = as_pictures(seen.points.unflatten(0, (-1, rows, columns)))[None]
         example["camera_to_world"] = asked.views.camera_to_world[None]
         if self.images:
             example["images"] = asked.views.frames[None].float() / 255
@@ -226,11 +256,16 @@ def collate_groundings(examples: Sequence[dict[str, Tensor]], pad_token_id: int)
             **{k: v for k, v in example.items() if k not in ("boxes", "shares", "positive")},
             "boxes": widened(example["boxes"], 0, torch.nan)[None],
             "shares": widened(example["shares"], 0, 0.0)[None],
-            "positive": nn.functional.pad(widened(example["positive"], 1, False), (0, 1)),  # the last: none of them
+            "positive": with_none(widened(example["positive"], 1, False)),
         }
         for example in examples
     ]
     return collate(plain, pad_token_id)
+
+
+def with_none(positive: Bool[Tensor, "n k"]) -> Bool[Tensor, "n k1"]:
+    """A last column for "none of them": right where no candidate is."""
+    return torch.cat([positive, ~positive.any(1, keepdim=True)], dim=1)
 
 
 # ---------------------------------------------------------------------------------------------------------------------- training
@@ -256,7 +291,7 @@ class Guided(nn.Module):
         return output, self.guidance(output.features, points, camera_to_world, images)
 
 
-class GroundingTrainer(Trainer):
+class GroundingTrainer(GroupedTrainer):
     """Hugging Face's Trainer with the three losses. `learning_rates` are those of the recipe."""
 
     def __init__(
@@ -267,12 +302,8 @@ class GroundingTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         self.parts: dict[str, list[float]] = {}
 
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        if self.optimizer is None:
-            groups = optimizer_groups(self.accelerator.unwrap_model(self.model), self.learning_rates, self.args.weight_decay)
-            betas = (self.args.adam_beta1, self.args.adam_beta2)
-            self.optimizer = torch.optim.AdamW(groups, betas=betas, eps=self.args.adam_epsilon)
-        return self.optimizer
+    def parameter_groups(self, model: nn.Module) -> list[dict]:
+        return optimizer_groups(model, self.learning_rates, self.args.weight_decay)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs = dict(inputs)
@@ -285,21 +316,24 @@ class GroundingTrainer(Trainer):
         keep = (targets != IGNORE).any(dim=0).nonzero().squeeze(1)  # logits only where some row has an answer token to predict
         output, guidance = model(
             **inputs,
-            attention_mask=packed_mask(segments),
+            attention_mask=mask_for(network.model.language_model, packed_mask(segments)),
             position_ids=positions[0] if len(straight) == 1 else positions,
             logits_to_keep=keep,
             use_cache=False,
         )
+        # sums over counts of at least one: a scene may have nothing that can be described
+        asked, words = max(len(positive), 1), (targets != IGNORE).sum().clamp(min=1)
+        spelled = nn.functional.cross_entropy(
+            output.logits.float().flatten(0, 1), targets[:, keep].flatten(), ignore_index=IGNORE, reduction="sum"
+        )
         losses = {
-            "ground": info_nce(output.cosine, positive, network.config.structure_config.temperature).mean(),
-            "language": nn.functional.cross_entropy(
-                output.logits.float().flatten(0, 1), targets[:, keep].flatten(), ignore_index=IGNORE
-            ),
+            "ground": info_nce(output.cosine, positive, network.config.structure_config.temperature).sum() / asked,
+            "language": spelled / words,
         }
         weights = {"ground": 1.0, "language": self.language_weight, "guidance": self.guidance_weight}
         if guidance is not None:
             losses["guidance"] = guidance
-        right = positive.gather(1, output.cosine.argmax(1, keepdim=True)).float().mean()
+        right = positive.gather(1, output.cosine.argmax(1, keepdim=True)).float().sum() / asked
         for name, value in {**losses, "accuracy": right}.items():
             self.parts.setdefault(name, []).append(float(value.detach()))
         loss = sum(weights[name] * value for name, value in losses.items())
@@ -369,6 +403,8 @@ def load_start(recipe: GroundingTraining) -> tuple[S2Model, S2Processor]:
     model = load_s2(path, dtype=torch.float32, structure=recipe.structure)
     frames = None if isinstance(model.config, S2LlavaConfig) else SpatialMLLMProcessor.from_pretrained(path)
     tokenizer = AutoTokenizer.from_pretrained(path) if frames is None else frames.tokenizer
+    if recipe.start == "nano":
+        add_phrases(model, tokenizer, room_phrases())
     tokenizer.add_tokens([GROUND], special_tokens=True)
     model.config.ground_token_id = tokenizer.convert_tokens_to_ids(GROUND)
     if len(tokenizer) > model.config.text_config.vocab_size:
@@ -376,36 +412,67 @@ def load_start(recipe: GroundingTraining) -> tuple[S2Model, S2Processor]:
     return model, S2Processor(tokenizer, model.config, frames)
 
 
+def room_phrases() -> list[str]:
+    """What descriptions of rooms and answers are made of: the fixed parts of sentences, and categories with their space."""
+    sentences = [template[:1].upper() + template[1:] for templates in TEMPLATES.values() for template in templates]
+    parts = [part.removesuffix(" ") for sentence in sentences for part in re.split(r"\{[tab]\}", sentence)]
+    whole = [f"{INSTRUCTION}\n", BEGIN.split("{}")[1], END]
+    return [*whole, *(part for part in parts if " " in part.strip()), *(f" {label}" for label in LABELS)]
+
+
+def add_phrases(model: S2Model, tokenizer: PreTrainedTokenizerBase, phrases: Sequence[str]) -> None:
+    """Make one token of each phrase, which starts as the mean of the tokens that it took before.
+
+    A small model's tokenizer does not know these words: with this a description and its answer take a quarter of the tokens.
+    """
+    pieces = {phrase: tokenizer(phrase, add_special_tokens=False)["input_ids"] for phrase in dict.fromkeys(phrases)}
+    pieces = {phrase: ids for phrase, ids in pieces.items() if len(ids) > 1}
+    tokenizer.add_tokens([AddedToken(phrase, normalized=False) for phrase in pieces])
+    if len(tokenizer) > model.config.text_config.vocab_size:
+        model.resize_token_embeddings(len(tokenizer))
+    embedding = model.get_input_embeddings().weight
+    with torch.no_grad():
+        for phrase, ids in pieces.items():
+            embedding[tokenizer.convert_tokens_to_ids(phrase)] = embedding[ids].mean(0)
+
+
 def train_grounding(
-    recipe: GroundingTraining, out: Path, scenes: Scenes | None = None, progress: Callable | None = None, workers: int = 2
+    recipe: GroundingTraining,
+    out: Path,
+    scenes: Scenes | None = None,
+    progress: Callable | None = None,
+    workers: int = 2,
+    rooms: Path | None = None,
 ) -> None:
     """Train and save model and processor in `out/model`. Run again to resume.
 
-    scenes   default: the rooms of the recipe, rendered into `out/rooms` first.
+    scenes   default: the rooms of the recipe, rendered into the folder `rooms` (default: `out/rooms`) first.
     """
     out = Path(out)
     if (out / "model" / "config.json").exists():
         return
-    if scenes is None:
-        if recipe.data.rooms is None:
-            raise ValueError("data: found no rooms in the recipe, expected `rooms`, or scenes of a benchmark (`BenchmarkScenes`)")
-        steps = write_rooms(out / "rooms", recipe.data.rooms, workers)
-        progress("rooms", steps) if progress else [None for _ in steps]
-        scenes = Rooms(RoomShards(out / "rooms", recipe.data.rooms.count), recipe.data)
     set_seed(recipe.optimisation.seed)
     model, processor = load_start(recipe)
     guided = Guided(model, make_guidance(recipe.guidance, model.config.text_config.hidden_size))
     adapters = with_adapters(guided, recipe.lora) if recipe.lora else None
     freeze_rest(guided, recipe.learning_rates)
+    arguments = recipe.optimisation.arguments(out / "checkpoints")
+    if scenes is None:
+        with arguments.main_process_first(local=False):
+            scenes = prepare_rooms(recipe, rooms or out / "rooms", model, progress, workers)
     images = recipe.guidance is not None and recipe.guidance.kind == "vggt"
+    if not torch.cuda.is_available():
+        model.set_attn_implementation("eager")  # as `encoders.layers.attend`: on a CPU the fused kernel is slower to train through
+    set_seed(recipe.optimisation.seed)  # the order of the rooms does not depend on what was made before
     trainer = GroundingTrainer(
         model=guided,
-        args=recipe.optimisation.arguments(out / "checkpoints"),
+        args=arguments,
         train_dataset=GroundingDataset(scenes, processor, recipe.data, images),
         data_collator=partial(collate_groundings, pad_token_id=processor.tokenizer.pad_token_id),
         learning_rates=recipe.learning_rates,
         guidance_weight=recipe.guidance.weight if recipe.guidance else 0.0,
         language_weight=recipe.language_weight,
+        muon=recipe.optimisation.muon,
     )
     trainer.train(resume_from_checkpoint=resume_point(out / "checkpoints"))
     if trainer.is_world_process_zero():
@@ -414,3 +481,31 @@ def train_grounding(
             adapters.merge_and_unload()
         processor.save_pretrained(out / "model")
         model.save_pretrained(out / "model")  # the model alone: no teacher
+
+
+def prepare_rooms(recipe: GroundingTraining, folder: Path, model: S2Model, progress: Callable | None, workers: int = 2) -> "Rooms":
+    """The recipe's rooms, rendered into `folder`, and, if the recipe says so, encoded into `features` beside it."""
+    if recipe.data.rooms is None:
+        raise ValueError("data: found no rooms in the recipe, expected `rooms`, or scenes of a benchmark (`BenchmarkScenes`)")
+    show = progress or (lambda name, steps: [None for _ in steps])
+    encoder = encoder_2d(model) if recipe.data.cache else None
+    show("rooms", write_rooms(folder, recipe.data.rooms, workers))
+    shards = RoomShards(folder, recipe.data.rooms.count)
+    if encoder is None:
+        return Rooms(shards, recipe.data)
+    kept = folder.with_name("features")
+    show("features", write_features(kept, encoder, shards, recipe.data.mirrored))
+    return Rooms(shards, recipe.data, RoomFeatures(kept, shards))
+
+
+def encoder_2d(model: S2Model) -> SpatialMLLMModel:
+    """The model's 2D encoder alone, for outputs that are kept: it must be Qwen's, of single frames, and stay as it is."""
+    if isinstance(model.config, S2LlavaConfig) or model.config.vision_config.temporal_patch_size != 1:
+        raise ValueError("data: cache: found a base whose 2D encoder is not like nano's (Qwen's, of single frames), expected false")
+    trained = [n for n, p in model.model.visual.named_parameters() if p.requires_grad and not n.startswith("merger.")]
+    if trained:
+        raise ValueError(f"data: cache: found that the 2D encoder is trained ({trained[0]}), expected false")
+    with torch.device("meta"):
+        encoder = SpatialMLLMModel(model.config)
+    encoder.visual, encoder.language_model = model.model.visual, None
+    return encoder

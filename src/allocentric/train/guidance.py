@@ -72,6 +72,7 @@ class PointMaps(nn.Module):
 
     width, depth, heads   of the blocks. `features` and `out_channels` are those of the DPT heads.
     frames                "local", "first", or both (the paper's two terms; its code has the second only).
+    views                 decoded in each step, drawn at random: the heads are what costs. None: all, as always in evaluation.
     """
 
     def __init__(
@@ -83,8 +84,10 @@ class PointMaps(nn.Module):
         features: int = 128,
         out_channels: Sequence[int] = (96, 192, 384, 512),
         frames: Sequence[str] = ("local", "first"),
+        views: int | None = None,
     ):
         super().__init__()
+        self.views = views
         self.project = nn.Linear(dim, width)
         self.reference = nn.Parameter(torch.zeros(width))  # marks the first view
         self.blocks = nn.ModuleList(Block(width, heads, init_values=1.0) for _ in range(depth))
@@ -102,6 +105,10 @@ class PointMaps(nn.Module):
             levels.append(block(levels[-1].reshape(b, v * s, -1)).view(b, v, s, -1))
         chosen = [levels[round(i * (len(levels) - 1) / 3)] for i in range(4)]  # shallow to deep
         targets = point_maps(points, camera_to_world)
+        if self.training and self.views is not None:
+            some = torch.randperm(v)[: self.views].to(features.device)
+            chosen = [level[:, some] for level in chosen]
+            targets = {name: PointMap(target.points[:, some], target.valid[:, some]) for name, target in targets.items()}
         size = tuple(points.shape[2:4])
         losses = [point_map_loss(*head(chosen, size), targets[name]) for name, head in self.heads.items()]
         return torch.stack(losses).mean()
