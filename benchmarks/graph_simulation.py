@@ -7,9 +7,14 @@ kept on the grid. Beside each number, its standard error over rooms and in brack
 
 directions   accuracy of the quadrant in which a third object lies (front-left, ...), over triples that VSI-Bench's filters pass
 layouts      metres of error (RMSE after similarity alignment) of the whole layout
+readings     (--readings) the same for placing objects one after the other, of which the specification does not say how: anchors
+             that are cheapest by its cost, make the smallest triangle, or are random; placed by similarity to the two anchors, by
+             the triplet's axes with the scale of the anchors, or by its axes and extent
 """
 
 import argparse
+from collections.abc import Callable
+from itertools import combinations
 
 import numpy as np
 
@@ -164,6 +169,76 @@ def sequential(points: np.ndarray, k: int, good: bool, sigma: float, rng: np.ran
     return np.stack([z.real, z.imag], -1)
 
 
+ANCHORS = {  # cost of a pair of anchors by the longest side of the triangle and the distance of the two
+    "cheapest": lambda longest, apart, rng: longest / apart + 0.15 * longest,
+    "smallest": lambda longest, apart, rng: longest,
+    "random": lambda longest, apart, rng: rng.random(len(longest)),
+}
+PLACED = ("similarity", "axes, scale of anchors", "axes and extent")
+
+
+def readings(rooms: int) -> None:
+    """Sequential rows of table 6.4 under other readings: centres anywhere on the floor, objects in order, seed of the first six."""
+    heads = "".join(f"{f'sigma {s:g}':>18}" for s in (0, 0.5, 1.0))
+    print(f"\nRMSE in metres of sequential placement, {rooms} rooms\n{'':<44}{heads}")
+    found: dict[tuple[str, str, int], list[list[float]]] = {}
+    for sigma in (0.0, 0.5, 1.0):
+        rng = np.random.default_rng(0)
+        errors: dict[tuple[str, str, int], list[float]] = {}
+        for _ in range(rooms):
+            points = rng.random((OBJECTS, 2)) * ROOM
+            for anchors, cost in ANCHORS.items():
+                for k in (1, 6):
+                    triples = _in_order(points, k, cost, rng)
+                    local = [local_triplet(NODES, points[list(t)]).points for t in triples]
+                    q = noisy(np.array(local), sigma, rng) @ np.array([1, 1j])
+                    extent = np.array([np.ptp(points[list(t)], axis=0).max() for t in triples])
+                    for how in PLACED:
+                        errors.setdefault((anchors, how, k), []).append(position_rmse(_placed(triples, q, extent, how), points))
+        for key, values in errors.items():
+            found.setdefault(key, []).append(values)
+    for name in (name for name in SPEC_LAYOUTS if name.startswith("sequential")):
+        print(f"{f'specification: {name}':<44}" + "".join(f"{value:>18.2f}" for value in SPEC_LAYOUTS[name]))
+    for (anchors, how, k), columns in found.items():
+        texts = [f"{np.mean(c):.2f} +- {np.std(c) / rooms**0.5:.2f}" for c in columns]
+        print(f"{f'{anchors}, {how}, {k} averaged':<44}" + "".join(f"{text:>18}" for text in texts))
+
+
+def _in_order(points: np.ndarray, k: int, cost: Callable, rng: np.random.Generator) -> list[tuple[int, int, int]]:
+    """The best-shaped triple of the first six objects, then each other object with its `k` cheapest pairs of earlier ones."""
+    side = np.linalg.norm(points[:, None] - points[None], axis=-1)
+
+    def shape(triple: tuple[int, ...]) -> float:
+        sides = [side[a, b] for a, b in combinations(triple, 2)]
+        return min(sides) / max(sides)
+
+    seed = max(combinations(range(6), 3), key=shape)
+    triples, placed = [seed], list(seed)
+    for c in (i for i in range(len(points)) if i not in seed):
+        i, j = np.triu_indices(len(placed), 1)
+        a, b = np.array(placed)[i], np.array(placed)[j]
+        longest = np.maximum(np.maximum(side[a, b], side[a, c]), side[b, c])
+        triples += [(int(a[x]), int(b[x]), c) for x in np.argsort(cost(longest, side[a, b], rng), kind="stable")[:k]]
+        placed.append(c)
+    return triples
+
+
+def _placed(triples: list[tuple[int, int, int]], q: np.ndarray, extent: np.ndarray, how: str) -> np.ndarray:
+    """Objects one after the other from complex cells (m, 3) and extents in metres, means where there are several triples."""
+    z = np.zeros(OBJECTS, dtype=complex)
+    z[list(triples[0])] = q[0] * (extent[0] / GRID if how == "axes and extent" else 1)
+    guesses: dict[int, list[complex]] = {}
+    for (a, b, c), (qa, qb, qc), metres in zip(triples[1:], q[1:], extent[1:], strict=True):
+        at = guesses.setdefault(c, [])
+        if how == "axes and extent":
+            at.append((z[a] + z[b]) / 2 + (qc - (qa + qb) / 2) * metres / GRID)
+        elif abs(qb - qa) > 0:
+            turn = (z[b] - z[a]) / (qb - qa)
+            at.append(z[a] + (qc - qa) * (turn if how == "similarity" else abs(turn)))
+        z[c] = np.mean(at) if at else z[a]
+    return np.stack([z.real, z.imag], -1)
+
+
 def _cells(scores: np.ndarray, spec: tuple[float, ...] | None, digits: int) -> str:
     mean, error = np.nanmean(scores, 0), np.nanstd(scores, 0) / np.sqrt(np.maximum((~np.isnan(scores)).sum(0), 1))
     reported = [f" [{value:g}]" for value in spec] if spec else [""] * len(mean)
@@ -178,7 +253,11 @@ def _angle(vector: np.ndarray) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rooms", type=int, default=200)
+    parser.add_argument("--readings", action="store_true", help="only the readings of sequential placement")
     arguments = parser.parse_args()
+    if arguments.readings:
+        readings(arguments.rooms)
+        return
     directions(arguments.rooms)
     layouts(arguments.rooms)
 

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+import allocentric
 from allocentric.geometry.boxes import Box3D
 from allocentric.graph.grammar import write_map
 from allocentric.graph.names import find, plain
@@ -187,3 +188,7 @@ def test_an_exact_label_wins_over_a_longer_one():
 )
 def test_plain_is_singular(phrase, expected):
     assert plain(phrase) == expected
+
+
+def test_the_graph_is_part_of_the_public_interface():
+    assert allocentric.SceneGraph is SceneGraph and "SceneGraph" in dir(allocentric)

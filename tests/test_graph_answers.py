@@ -19,7 +19,7 @@ from allocentric.graph.metrics import (
     position_rmse,
     spacer_score,
 )
-from allocentric.graph.programs import ask_graph, sampled_distance, sector
+from allocentric.graph.programs import ask_graph, sector
 from allocentric.graph.questions import read_question
 from allocentric.graph.routes import read_turns, turn_name
 from allocentric.graph.scene_graph import GraphObject, SceneGraph
@@ -133,14 +133,56 @@ def test_sectors(level, degrees, name):
     assert sector(level, math.radians(degrees)) == name
 
 
-def test_sampled_distances_are_a_little_longer():
-    a, b = box("a", 0, 0), box("b", 2, 0.1)
-    assert 1.4 <= sampled_distance(a, b) <= 1.4 + 0.06
-    graph = SceneGraph.from_boxes([a, b])
-    question = "What is the distance between the a and the b (in meters)?"
-    assert float(ask_graph(graph, question).text) == 1.4
-    with pytest.raises(ValueError, match="spacing"):
-        ask_graph(graph, question, spacing=-1.0)
+def test_another_measure_decides_distance_and_nearest():
+    a, b, c = box("a", 0, 0), box("b", 2, 0.1), box("c", -1, 0)
+    graph = SceneGraph.from_boxes([a, b, c])
+    question, nearest = "What is the distance between the a and the b (in meters)?", "Which is closest to the a: b, c?"
+    assert float(ask_graph(graph, question).text) == 1.4 and ask_graph(graph, nearest).text == "c"
+
+    def reversed_measure(one, other):
+        return 7.0 - abs(one.center[0] - other.center[0])
+
+    assert ask_graph(graph, question, measure=reversed_measure).text == "5.0"
+    assert ask_graph(graph, nearest, measure=reversed_measure).text == "b"
+
+
+# Categories of ScanNet and ScanNet++, and words that could be taken for a part of the question.
+NAMES = (
+    "computer tower", "trash can", "recycling bin", "washing machine", "bag of chips", "toilet paper", "power strip", "doors",
+    "glass", "shelves", "tv stand", "light switch", "dish-washing machine", "vacuum cleaner", "clothes", "exhaust fan", "box",
+    "table and chairs", "left wardrobe", "back of chair", "case for a guitar", "bus", "stuffed animal", "ceiling light",
+    "file cabinet/shelf", "mouse (computer)", "u.s. flag", "whiteboard", "rack stand", "kettle",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("first", range(len(NAMES)))
+def test_every_template_with_every_name(first):
+    a, b, c, d = (NAMES[(first + 7 * k) % len(NAMES)] for k in range(4))
+    placed = [box(a, 0, 0), box(b, 0, 3), box(c, -2, 1), box(d, 4, 1, (0.5, 0.5, 1.9)), box(d, 5, 1)]
+    room = SceneGraph.from_boxes(placed, first_seen=[3, 0, 2, 1, 4], room_area=12.3)
+    nearest = (
+        f"Measuring from the closest point of each object, which of these objects ({a}, {b}, {d}) is the closest to the {c}?",
+        (f"A. {b}", f"B. {a}", f"C. {d}"),
+    )
+    order = f"What will be the first-time appearance order of the following categories in the video: {a}, {b}, {c}, {d}?"
+    standing = f"If I am standing by the {a} and facing the {b}, is the {c} to "
+    hard = HARD.format(a, b, c)
+    asked = {
+        (f"How many {d}(s) are in this room?",): "2",
+        (f"Measuring from the closest point of each object, what is the distance between the {a} and the {b} (in meters)?",): "2.4",
+        (f"Measuring from the closest point of each object, what is the direct distance between the {a} and the {b} (in meters)?",): "2.4",  # noqa: E501
+        (f"What is the length of the longest dimension (length, width, or height) of the {d}, measured in centimeters?",): "190",
+        ("What is the size of this room (in square meters)? \nIf multiple rooms are shown, estimate the size of the combined space.",): "12.3",  # noqa: E501
+        nearest: "B",
+        (order, (f"A. {d}, {b}, {a}, {c}", f"B. {b}, {d}, {c}, {a}", f"C. {a}, {b}, {c}, {d}")): "B",
+        (f"{standing}the left or the right of the {b}?", ("A. right", "B. left")): "B",
+        (f"{standing}the left or the right?", ("A. right", "B. left")): "B",
+        (f"{standing}my left, right, or back?\nAn object is to my back if I would have to turn at least 135 degrees in order to face it.", ("A. back", "B. right", "C. left")): "C",  # noqa: E501
+        (hard, ("A. front-left", "B. back-right", "C. back-left", "D. front-right")): "A",
+        (ROUTE.format(a, b, d, f"1. Go forward until the {b} 2. [please fill in] 3. Go forward until the {c}."), ONE_TURN): "A",
+    }
+    answered = {question: ask_graph(room, *question).text for question in asked}
+    assert answered == asked
 
 
 # --- Routes ---

@@ -8,11 +8,22 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import DetrConfig, DetrForObjectDetection, DetrImageProcessor, ResNetConfig
+from transformers import (
+    CLIPTokenizer,
+    DetrConfig,
+    DetrForObjectDetection,
+    DetrImageProcessor,
+    OwlViTConfig,
+    OwlViTForObjectDetection,
+    OwlViTImageProcessor,
+    OwlViTProcessor,
+    ResNetConfig,
+)
 
 from allocentric.cli import main
 from allocentric.geometry.boxes import Box3D
-from allocentric.graph.floor_plan import estimate_up, floor_plan, leveled
+from allocentric.graph.complete import completed, seen_through
+from allocentric.graph.floor_plan import FloorPlan, estimate_up, floor_plan, leveled
 from allocentric.graph.lift import lift, load_detector
 from allocentric.graph.metrics import object_f1
 from allocentric.graph.scene_graph import SceneGraph
@@ -21,6 +32,7 @@ from allocentric.model import NANO
 from allocentric.rooms import generate
 from allocentric.scenes import save_scene
 from allocentric.view.map import map_page, map_picture
+from allocentric.views import Views
 
 
 def oracle(ids, scene, masks=True):
@@ -46,6 +58,17 @@ def oracle(ids, scene, masks=True):
 def quality(graph, scene):
     """Precision, recall and F1 at an overlap of 0.25."""
     return object_f1([o.box for o in graph.objects], [o.box for o in scene.objects])
+
+
+def write_rgbd(views, folder):
+    """A capture as a folder in the layout of 7-Scenes."""
+    folder.mkdir()
+    np.savetxt(folder / "camera-intrinsics.txt", views.intrinsics[0].numpy())
+    for t in range(len(views)):
+        stem = folder / f"frame-{t:06d}"
+        Image.fromarray(views.frames[t].permute(1, 2, 0).numpy()).save(f"{stem}.color.png")
+        Image.fromarray((1000 * views.depth[t]).round().numpy().astype(np.uint16)).save(f"{stem}.depth.png")
+        np.savetxt(f"{stem}.pose.txt", views.camera_to_world[t].numpy())
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +119,60 @@ def test_malformed_detections_are_refused(room, detection, message):
 def test_views_without_depth_are_refused(room):
     with pytest.raises(ValueError, match="depth"):
         lift(replace(room[0], depth=None), lambda image: [])
+
+
+# --- Completion ---
+
+
+@pytest.fixture
+def facing_wall():
+    """A camera at (0, 0, 1) that looks along y, at a wall 3 m away and a floor at 0; the room is 4 m wide."""
+    pose = torch.tensor([[1.0, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 1], [0, 0, 0, 1]])
+    intrinsics = torch.tensor([[50.0, 0, 50], [0, 50, 50], [0, 0, 1]])
+    down = (torch.arange(100) + 0.5 - 50) / 50
+    depth = torch.where(down > 1 / 3, 1 / down.clamp_min(1e-6), 3.0)[:, None].repeat(1, 100)
+    views = Views(
+        frames=torch.zeros(1, 3, 100, 100, dtype=torch.uint8), depth=depth[None], intrinsics=intrinsics[None],
+        camera_to_world=pose[None], indices=torch.arange(1), scale="metric", source="wall",
+    )  # fmt: skip
+    nothing = np.zeros((1, 1), dtype=bool)
+    outline = np.array([[-2.0, -1], [2, -1], [2, 3], [-2, 3]])
+    return views, FloorPlan(0.0, (outline,), 16.0, np.zeros(2), nothing, nothing)
+
+
+def hide(views, columns, rows, at):
+    """The views with something `at` metres in front of the camera in a part of the picture."""
+    depth = views.depth.clone()
+    depth[0, rows, columns] = at
+    return replace(views, depth=depth)
+
+
+def test_space_that_was_looked_through_is_known(facing_wall):
+    views, _ = facing_wall
+    points = np.array([[0.0, 1.0, 1.0], [0, 2.9, 1], [0, 3.5, 1], [0, -1, 1], [0, 1, 5]])
+    assert seen_through(points, views).tolist() == [True, True, False, False, False]
+    assert seen_through(points, hide(views, slice(None), slice(None), 0.5)).tolist() == [False] * 5
+
+
+def test_hidden_sides_reach_floor_and_wall(facing_wall):
+    views, plan = facing_wall
+    front = Box3D((0.0, 2.55, 0.7), (1.0, 0.1, 0.6), 0.0, "cupboard")  # its face, 0.5 m before the wall, 0.4 m above the floor
+    (same,) = completed([front], views, plan)  # wall and floor are seen where the rest of it would be
+    assert same == front
+    (whole,) = completed([front], hide(views, slice(30, 70), slice(40, 95), 2.0), plan)
+    assert whole.size == pytest.approx((1.0, 0.5, 1.0)) and whole.center == pytest.approx((0.0, 2.75, 0.5))
+    picture = Box3D((0.0, 2.96, 1.2), (1.0, 0.02, 0.6), 0.0, "picture")
+    (hung,) = completed([picture], views, plan)  # flush with the wall, and wall is seen below it
+    assert hung.size == pytest.approx((1.0, 0.05, 0.6)) and hung.center[2] == pytest.approx(1.2)
+    assert completed([picture], hide(views, slice(None), slice(None), 0.5), plan) == [hung]  # nor is it taken for a door
+
+
+def test_what_rests_on_something_is_let_down_on_it(facing_wall):
+    views, plan = facing_wall
+    hidden = hide(views, slice(None), slice(None), 0.5)
+    table, lamp = Box3D((0.0, 1.5, 0.35), (1.0, 1.0, 0.7), 0.0, "table"), Box3D((0.1, 1.5, 1.1), (0.2, 0.2, 0.4), 0.0, "lamp")
+    _, lowered = completed([table, lamp], hidden, plan)
+    assert lowered.center[2] - lowered.size[2] / 2 == pytest.approx(0.7) and lowered.size[2] == pytest.approx(0.6)
 
 
 # --- Floor ---
@@ -152,6 +229,36 @@ def test_a_checkpoint_is_loaded_and_its_detections_lifted(tiny_detr, room):
     assert {o.label for o in graph.objects} <= {"chair", "table"} and graph.room_area > 0
 
 
+@pytest.fixture(scope="module")
+def tiny_owl(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("owlvit")
+    letters = [*"abcdefghijklmnopqrstuvwxyz"]
+    # The first is padding: a label that starts with it is not looked for.
+    tokens = ["!", *letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), pad_token="!", model_max_length=16)
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    ids = {"pad_token_id": 0, "bos_token_id": len(tokens) - 2, "eos_token_id": len(tokens) - 1}
+    text, vision = small | ids | {"vocab_size": len(tokens)}, small | {"image_size": 64, "patch_size": 16}
+    torch.manual_seed(0)
+    OwlViTForObjectDetection(OwlViTConfig(text_config=text, vision_config=vision, projection_dim=16)).save_pretrained(folder)
+    OwlViTProcessor(OwlViTImageProcessor(size={"height": 64, "width": 64}), tokenizer).save_pretrained(folder)
+    return folder
+
+
+def test_a_zero_shot_checkpoint_looks_for_the_labels_it_is_given(tiny_owl, room):
+    picture = Image.fromarray(room[0].frames[0].permute(1, 2, 0).numpy())
+    detector = load_detector(tiny_owl, labels=["chair", "paper bag"], threshold=0.0)
+    found = detector(picture)
+    assert len(found) == 2 * 16 and {"label", "score", "box"} <= set(found[0])  # one per label and patch
+    assert {d["label"] for d in found} == {"chair", "paper bag"}
+    graph = lift(room[0].select([0, 5, 10]), detector, min_frames=1)
+    assert {o.label for o in graph.objects} <= {"chair", "paper bag"}
+    with pytest.raises(ValueError, match="labels"):
+        load_detector(tiny_owl)
+
+
 def test_other_models_are_refused():
     with pytest.raises(ValueError):
         load_detector(NANO)
@@ -182,6 +289,17 @@ def test_a_map_is_drawn_with_free_space(room):
 def test_a_label_cannot_break_the_page():
     graph = SceneGraph.from_boxes([Box3D((0.0, 0.0, 0.5), (1.0, 1.0, 1.0), 0.0, "<script>alert(1)</script>")])
     assert "<script>" not in map_page(graph, map_picture(graph, size=200))
+
+
+def test_map_command_with_a_detector(tiny_owl, room, tmp_path, capsys):
+    capture = tmp_path / "capture"
+    write_rgbd(room[0].select([0, 5, 10]), capture)
+    main(["map", str(capture), "--detector", str(tiny_owl), "--labels", "chair", "table", "--json"])
+    graph = SceneGraph.from_json(capsys.readouterr().out)
+    assert {o.label for o in graph.objects} <= {"chair", "table"} and graph.room_area > 0
+    with pytest.raises(SystemExit) as stop:
+        main(["map", str(capture), "--detector", str(tiny_owl)])
+    assert stop.value.code == 2 and "labels" in capsys.readouterr().err
 
 
 def test_map_command(folder, tmp_path, capsys):

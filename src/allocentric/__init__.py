@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from allocentric.answer import Answer
     from allocentric.geometry.boxes import Box3D
+    from allocentric.graph.scene_graph import SceneGraph
     from allocentric.model import Model, load
     from allocentric.models.scene import Scene
     from allocentric.readers import open_scene, open_views
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
     from allocentric.views import Views
 
 __version__ = "0.1.0"
-__all__ = ["AnnotatedScene", "Answer", "Box3D", "Model", "Scene", "Views", "load", "open_scene", "open_views", "sample"]
+__all__ = [
+    "AnnotatedScene", "Answer", "Box3D", "Model", "Scene", "SceneGraph", "Views", "load", "open_scene", "open_views", "sample",
+]  # fmt: skip
 
 _HOME = {
     "AnnotatedScene": "scenes",
@@ -26,6 +29,7 @@ _HOME = {
     "Box3D": "geometry.boxes",
     "Model": "model",
     "Scene": "models.scene",
+    "SceneGraph": "graph.scene_graph",
     "Views": "views",
     "load": "model",
     "open_scene": "readers",

@@ -5,11 +5,10 @@
 
 A detector takes a picture (PIL) and gives a list of {"label", "score", "box": {xmin, ymin, xmax, ymax} in pixels}, and "mask"
 (height x width) where it has one: what transformers' detection pipelines return. Each detection is lifted by depth and pose; what
-overlaps in space and has one label is one object; what should often have been detected, and was not, is dropped; each object is
-dated by the first frame that shows it, whether it was detected there or not.
+overlaps in space and has one label is one object; what should often have been detected, and was not, is dropped; sides that no
+frame shows are completed (`graph.complete`); each object is dated by the first frame that shows it, detected there or not.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
@@ -25,6 +24,7 @@ from shapely.geometry import MultiPoint, Polygon
 from allocentric.geometry.boxes import Box3D, box_iou, boxes_to_array
 from allocentric.geometry.cameras import unproject_depth
 from allocentric.geometry.visibility import box_visibility
+from allocentric.graph.complete import completed
 from allocentric.graph.floor_plan import FAR, FloorPlan, floor_plan
 from allocentric.graph.scene_graph import VISIBLE, GraphObject, SceneGraph
 from allocentric.views import Views
@@ -88,18 +88,22 @@ def load_detector(
     raise ValueError(f"{path}: expected an object detector (zero-shot or closed-set), found a {config.model_type}")
 
 
-def lift(views: Views, detector: Detector, threshold: float = 0.0, min_frames: int = 2) -> SceneGraph:
+def lift(
+    views: Views, detector: Detector, threshold: float = 0.0, min_frames: int = 2, complete: bool = True
+) -> SceneGraph:
     """The scene graph of posed RGB-D views, objects from a detector, floor and area from depth. The world's z axis is up.
 
     threshold    least score of a detection.
     min_frames   frames in which an object must have been detected; 1 is enough for what only one frame shows.
+    complete     take hidden sides to reach the floor, a wall or what an object rests on (`graph.complete`); False: boxes hold what
+                 was seen.
     """
-    *_, (_, graph) = lift_steps(views, detector, threshold, min_frames)
+    *_, (_, graph) = lift_steps(views, detector, threshold, min_frames, complete)
     return graph
 
 
 def lift_steps(
-    views: Views, detector: Detector, threshold: float = 0.0, min_frames: int = 2
+    views: Views, detector: Detector, threshold: float = 0.0, min_frames: int = 2, complete: bool = True
 ) -> Iterator[tuple[int, SceneGraph | None]]:
     """`lift` as steps for a progress bar: yields (frames done, None), at last (frames, graph)."""
     plan = floor_plan(views)
@@ -112,7 +116,7 @@ def lift_steps(
                 _assign(tracks, found)
         yield t + 1, None
     tracks = _merged(tracks)
-    yield len(views), _graph(views, tracks, plan, min_frames)
+    yield len(views), _graph(views, tracks, plan, min_frames, complete)
 
 
 def _lifted(views: Views, t: int, detection: Detection, plan: FloorPlan, threshold: float) -> Track | None:
@@ -228,22 +232,19 @@ def _merged(tracks: list[Track]) -> list[Track]:
     return tracks
 
 
-def _graph(views: Views, tracks: list[Track], plan: FloorPlan, min_frames: int) -> SceneGraph:
+def _graph(views: Views, tracks: list[Track], plan: FloorPlan, min_frames: int, complete: bool) -> SceneGraph:
     """Boxes, dates and filtering by visibility."""
     boxes = [_fitted(track) for track in tracks]
     seen = box_visibility(
         boxes_to_array(boxes), views.depth.numpy(), views.intrinsics.numpy(), views.camera_to_world.numpy()
     )
     numbers = views.indices.tolist() if views.indices is not None else list(range(len(views)))
+    kept = [i for i, track in enumerate(tracks) if _believed(track, seen[:, i], min_frames)]
+    boxes = [boxes[i] for i in kept]
     objects, dates = [], []
-    for track, box, column in zip(tracks, boxes, seen.T, strict=True):
-        shown = np.flatnonzero(column >= VISIBLE)
-        detected = set(track.frames)
-        if len(detected) < min(min_frames, max(1, len(shown))):
-            continue
-        if len(shown) and len(detected) < OFTEN * len(shown):
-            continue
-        first = min([*shown[:1].tolist(), min(detected)])
+    for i, box in zip(kept, completed(boxes, views, plan) if complete else boxes, strict=True):
+        track, column = tracks[i], seen[:, i]
+        first = min([*np.flatnonzero(column >= VISIBLE)[:1].tolist(), min(track.frames)])
         spread = np.std(track.centers, axis=0)[:2] if len(track.centers) > 1 else np.full(2, VOXEL)
         sigma = float(np.hypot(*spread) / np.sqrt(2 * len(track.centers)))
         objects.append(GraphObject(track.label, 1, box, None, numbers[first], round(sigma, 4)))
@@ -262,13 +263,18 @@ def _graph(views: Views, tracks: list[Track], plan: FloorPlan, min_frames: int) 
     )
 
 
+def _believed(track: Track, column: Float[np.ndarray, " t"], min_frames: int) -> bool:
+    """Whether an object was detected often enough for how often it is seen (`column`: its share of each frame)."""
+    shown, detected = int((column >= VISIBLE).sum()), len(set(track.frames))
+    return detected >= min(min_frames, max(1, shown)) and detected >= OFTEN * shown
+
+
 def _fitted(track: Track) -> Box3D:
     """The upright box around an object's points, turned so that its footprint is smallest."""
     cloud = np.concatenate(track.points)
-    cells: dict[tuple[int, int, int], list[int]] = defaultdict(list)
-    for i, key in enumerate(map(tuple, np.floor(cloud / (VOXEL / 2)).astype(int).tolist())):
-        cells[key].append(i)
-    even = np.array([cloud[some].mean(0) for some in cells.values()])  # what was seen often counts no more than what was seen once
+    _, cell = np.unique(np.floor(cloud / (VOXEL / 2)).astype(int), axis=0, return_inverse=True)
+    # What was seen often counts no more than what was seen once: one mean per cell.
+    even = np.stack([np.bincount(cell.ravel(), axis) for axis in cloud.T], axis=1) / np.bincount(cell.ravel())[:, None]
     low, high = np.percentile(even[:, 2], [TRIM, 100 - TRIM])
     yaw = _yaw(_trimmed(even[:, :2]))
     cos, sin = np.cos(yaw), np.sin(yaw)

@@ -13,8 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
-from scipy.spatial import cKDTree
 
 from allocentric.geometry.boxes import Box3D, box_distance, boxes_to_array
 from allocentric.geometry.floor import polygon_area
@@ -23,7 +21,7 @@ from allocentric.graph.questions import Asked, read_question
 from allocentric.graph.routes import plan_route, read_turns, turn_name
 from allocentric.graph.scene_graph import SceneGraph
 
-VSI_SPACING = 0.05  # metres; with it 70% of the benchmark's ARKitScenes distances come out to the digit, without bias
+Measure = Callable[[Box3D, Box3D], float]
 
 
 @dataclass(frozen=True)
@@ -55,23 +53,21 @@ class _Missing(Exception):
     """Raised inside a program when the graph lacks what it needs; ends up in `GraphAnswer.missing`."""
 
 
-def ask_graph(graph: SceneGraph, question: str, options: Sequence[str] = (), spacing: float = 0.0) -> GraphAnswer:
+def ask_graph(graph: SceneGraph, question: str, options: Sequence[str] = (), measure: Measure | None = None) -> GraphAnswer:
     """Answer a spatial question from a graph.
 
     question   the text, of any of the eight types of VSI-Bench or in everyday words; options may stand in it, one a line.
     options    "A. left", "B. right", ..., if they are not part of the text.
-    spacing    0: distances are exact. Otherwise metres between points that fill the boxes, and distances are those between
-               points, as data sets are annotated (VSI-Bench: `VSI_SPACING`); they come out about half a spacing longer.
+    measure    metres between two boxes, for "distance" and "nearest"; default: exact, between their closest points. VSI-Bench's
+               answers were measured between points in the boxes (`geometry.sampled`, benchmarks/graph_vsibench.py).
     """
-    if spacing < 0:
-        raise ValueError(f"spacing: expected metres >= 0, found {spacing}")
     asked = read_question(question, options)
     if asked is None:
         kinds = "count, distance, size, room size, nearest, direction, position, order of appearance, route"
         return GraphAnswer(f"no program for this question; there are ones for {kinds}", question)
     try:
-        if asked.kind == "distance":
-            return distance(graph, asked, question, spacing)
+        if asked.kind in ("distance", "nearest") and measure is not None:
+            return PROGRAMS[asked.kind](graph, asked, question, measure)
         return PROGRAMS[asked.kind](graph, asked, question)
     except _Missing as lacking:
         what = lacking.args[0]
@@ -89,15 +85,13 @@ def count(graph: SceneGraph, asked: Asked, question: str) -> GraphAnswer:
     return GraphAnswer(str(len(found)), question, (f"{plain(label)}: {', '.join(names)}", f"count = {len(found)}"), names)
 
 
-def distance(graph: SceneGraph, asked: Asked, question: str, spacing: float = 0.0) -> GraphAnswer:
+def distance(graph: SceneGraph, asked: Asked, question: str, measure: Measure | None = None) -> GraphAnswer:
     """Metres between the closest points of two objects; between centres where there are no boxes."""
     one, other = _pair(graph, asked)
-    meters, i, j = _closest(graph, one, other)
+    meters, i, j = _closest(graph, one, other, measure)
     names = _names(graph, [i, j])
-    by = "closest points of the boxes" if _boxed(graph, [i, j]) else "centres"
-    if spacing and _boxed(graph, [i, j]):
-        meters = sampled_distance(graph.objects[i].box, graph.objects[j].box, spacing)
-        by = f"closest of points {spacing:g} m apart in the boxes"
+    exact = "closest points of the boxes" if measure is None else "the boxes, by the measure given"
+    by = exact if _boxed(graph, [i, j]) else "centres"
     steps = (*_placed(graph, [i, j]), f"{by}: {meters:.2f} {_unit(graph)}")
     return GraphAnswer(_number(graph, meters, 1, question), question, steps, names)
 
@@ -128,7 +122,7 @@ def room_size(graph: SceneGraph, asked: Asked, question: str) -> GraphAnswer:
     return GraphAnswer(_number(graph, area, 1, question), question, (f"{how}: {area:.2f} square {_unit(graph)}",))
 
 
-def nearest(graph: SceneGraph, asked: Asked, question: str) -> GraphAnswer:
+def nearest(graph: SceneGraph, asked: Asked, question: str, measure: Measure | None = None) -> GraphAnswer:
     """Which category has the instance closest to an object (or is farthest from it)."""
     anchor = _some(graph, asked.objects[0])
     choices = list(asked.options)
@@ -137,7 +131,7 @@ def nearest(graph: SceneGraph, asked: Asked, question: str) -> GraphAnswer:
     found = {choice: [i for i in find(graph, choice) if i not in anchor] for choice in choices}
     if lacking := tuple(plain(choice) for choice in choices if not found[choice]):
         raise _Missing(lacking)
-    reach = {choice: _closest(graph, anchor, found[choice]) for choice in choices}
+    reach = {choice: _closest(graph, anchor, found[choice], measure) for choice in choices}
     best = (max if asked.level == "farthest" else min)(choices, key=lambda choice: reach[choice][0])
     used = _names(graph, [anchor[0], *(reach[choice][2] for choice in choices)])
     unit = _unit(graph)
@@ -223,7 +217,7 @@ def route(graph: SceneGraph, asked: Asked, question: str) -> GraphAnswer:
     return GraphAnswer(choice, question, steps, names, confidence=found.probability[best])
 
 
-PROGRAMS: dict[str, Callable[[SceneGraph, Asked, str], GraphAnswer]] = {
+PROGRAMS: dict[str, Callable[..., GraphAnswer]] = {
     "count": count,
     "distance": distance,
     "size": size,
@@ -237,19 +231,6 @@ PROGRAMS: dict[str, Callable[[SceneGraph, Asked, str], GraphAnswer]] = {
 
 
 # --- What they share ---
-
-
-def sampled_distance(a: Box3D, b: Box3D, spacing: float = VSI_SPACING) -> float:
-    """Least distance in metres between points that fill two boxes, `spacing` apart from one corner on."""
-    (distances, _) = cKDTree(_filling(a, spacing)).query(_filling(b, spacing))
-    return float(distances.min())
-
-
-def _filling(box: Box3D, spacing: float) -> Float[np.ndarray, "n 3"]:
-    axes = [np.arange(-side / 2, max(side / 2, -side / 2 + 1e-9), spacing) for side in box.size]
-    x, y, z = (axis.ravel() for axis in np.meshgrid(*axes, indexing="ij"))
-    cos, sin = math.cos(box.yaw), math.sin(box.yaw)
-    return np.stack([cos * x - sin * y, sin * x + cos * y, z], axis=-1) + box.center
 
 
 def sector(level: str, angle: float) -> str:
@@ -284,13 +265,17 @@ def _pair(graph: SceneGraph, asked: Asked) -> tuple[list[int], list[int]]:
     raise _Missing(tuple(plain(p) for p, found in ((a, found_a), (b, found_b)) if not found) or (f"two objects for {plain(a)}",))
 
 
-def _closest(graph: SceneGraph, some: list[int], others: list[int]) -> tuple[float, int, int]:
+def _closest(
+    graph: SceneGraph, some: list[int], others: list[int], measure: Measure | None = None
+) -> tuple[float, int, int]:
     """Least distance between two groups, and which two objects have it."""
     pairs = [(i, j) for i in some for j in others if i != j]
     if not pairs:
         raise _Missing(("second object",))
     i, j = map(list, zip(*pairs, strict=True))
-    if _boxed(graph, [*i, *j]):
+    if measure is not None and _boxed(graph, [*i, *j]):
+        meters = np.array([measure(graph.objects[k].box, graph.objects[m].box) for k, m in pairs])
+    elif _boxed(graph, [*i, *j]):
         meters = box_distance(*(boxes_to_array(graph.objects[k].box for k in side) for side in (i, j)))
     else:
         meters = np.linalg.norm(graph.points[i] - graph.points[j], axis=1)

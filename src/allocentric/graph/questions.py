@@ -38,7 +38,7 @@ DIRECTION = re.compile(
     r"standing (?:by|at|near|next to|beside|in front of) (.+?),? (?:and )?(?:i am |i'm )?(?:am )?"
     r"(?:facing|looking at|looking to|looking toward|looking towards|turned to)(?: to| towards?)? (.+?),? "
     r"(?:is|are|where is|on which side is|in which direction is) "
-    r"(.+?)(?:,? (?:to|on|at|in|behind|left|my)\b(?: the\b| my\b)?.*)?[?.]?$",
+    r"(.+?)(?:,? (?:to|on|at|in|behind|left(?=,| or\b)|my)\b(?: the\b| my\b)?.*)?[?.]?$",
     I,
 )
 POSITION = re.compile(r"where (?:is|are) (.+?)(?: from the first camera.*| in (?:this|the) \w+)?[?.]?$", I)
@@ -46,7 +46,9 @@ ORDER = re.compile(
     r"(?:appearance order|order of appearance|appear(?:s|ance)? first|first[- ]time appearance)[^:]*:\s*(.+?)[?.]?$", I
 )
 ROUTE = re.compile(
-    r"(?:beginning|starting|start|begin|standing) (?:at|by|from|near) (.+?),? (?:and )?facing (?:(?:to|towards?|into) )?(.+?)\. ", I
+    r"(?:beginning|starting|start|begin|standing) (?:at|by|from|near) (.+?),? (?:and )?facing (?:(?:to|towards?|into) )?"
+    r"(.+?)\. (?-i:(?=[A-Z\d]))",
+    I,
 )
 STEP = re.compile(r"(?:^|\s)\d+\.\s+")
 OPTION = re.compile(r"^\(?([A-Z])[.):]\s*(.+)$")

@@ -1,0 +1,344 @@
+"""Structured tasks on maps (SSR; spec 5 and 6.3): write a map, go on with one, fill a gap, answer with a map in or out.
+
+A map is written in one of two forms: "triplets" (`graph.triplets`, the default) or "grid", one 10 x 10 grid for the whole place.
+Axes and origin are those of the first camera, made level, so that right and ahead mean the same in the map and in the video.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from allocentric.graph.grammar import CLOSE, OPEN, clean_label, parse_map, write_map
+from allocentric.graph.grid import grid_map, parse_grid, write_grid
+from allocentric.graph.metrics import map_quality, position_rmse
+from allocentric.graph.scene_graph import GraphObject, SceneGraph
+from allocentric.graph.solve import Layout, solve_layout
+from allocentric.graph.triplets import GRID, Node, Triplet, usable_triples
+from allocentric.scenes import AnnotatedScene
+from allocentric.tasks import VSI_TASKS
+from allocentric.tasks.base import Question, Task
+
+FORMS = ("triplets", "grid")
+LEAST_SIDE = 0.1  # metres: smaller things are in no map
+CORRUPTED = 0.1  # share of lines with an error in maps that are to be continued
+DISTRACTORS = 2  # objects beside those that a question names, in the map that is written for it
+
+WRITE = {
+    "triplets": "Write the map of this place, three objects a line, each line on a 10 x 10 grid of its own (x right, y forward).",
+    "grid": "Write the map of this place, all objects on one 10 x 10 grid (x right, y forward).",
+}
+CONTINUE = "This is the beginning of the map of this place; some lines may be wrong. Write the next line."
+COMPLETE = "Fill in the missing place of this line of the map of this place."
+GIVEN = "This is the map of this place."
+FIRST = "First write a map of the objects that matter, then answer."
+PROMPTS = (*WRITE.values(), CONTINUE, COMPLETE, GIVEN, FIRST)
+
+# What a map of places can answer.
+MAP_QUESTIONS = (
+    "object_counting",
+    "object_abs_distance",
+    "object_rel_distance",
+    "object_rel_direction",
+    "route_planning",
+    "obj_appearance_order",
+)
+
+CELL = re.compile(r"\(\s*([0-9])\s*,\s*([0-9])\s*\)")
+GAP = "(?,?)"
+
+
+def map_graph(scene: AnnotatedScene) -> SceneGraph | None:
+    """What a map of the scene holds: the objects that the video shows, in order of first appearance, as seen from its first camera.
+
+    None when the first camera is unknown or looks straight up or down, or fewer than three objects are shown.
+    """
+    graph = SceneGraph.from_scene(scene)
+    if graph.viewpoint is None:
+        return None
+    known = scene.visibility is not None
+    shown = [o for o in graph.objects if (o.first_seen is not None or not known) and max(o.box.size) >= LEAST_SIDE]
+    return with_objects(graph, shown).canonical() if len(shown) >= 3 else None
+
+
+def with_objects(graph: SceneGraph, objects: Sequence[GraphObject]) -> SceneGraph:
+    """The same place with only these objects, numbered anew."""
+    return SceneGraph.from_objects(
+        graph.name, objects, floor=graph.floor, room_area=graph.room_area, viewpoint=graph.viewpoint, scale=graph.scale
+    )
+
+
+def nodes_of(graph: SceneGraph) -> list[Node]:
+    """Objects as maps name them."""
+    return [(clean_label(o.label), o.instance) for o in graph.objects]
+
+
+def write(graph: SceneGraph, form: str = "triplets", redundancy: int = 3) -> str:
+    """The map of a graph. `redundancy`: triplets for each object beyond the third (`graph.triplets.chain`)."""
+    if form not in FORMS:
+        raise ValueError(f"form of maps: found {form!r}, expected one of {FORMS}")
+    return write_map(graph.triplets(redundancy)) if form == "triplets" else write_grid(grid_map(nodes_of(graph), graph.points))
+
+
+@dataclass(frozen=True)
+class WrittenMap:
+    """A map that was read back and put together.
+
+    triplets           as written, or what a grid amounts to.
+    layout             one place for each object.
+    n_lines, n_bad     lines there were to be read, and how many were dropped.
+    """
+
+    triplets: tuple[Triplet, ...]
+    layout: Layout
+    n_lines: int
+    n_bad: int
+
+    def graph(self, name: str = "") -> SceneGraph:
+        """The places as a graph; objects appear in the order in which they were written."""
+        order = list(dict.fromkeys(node for t in self.triplets for node in t.nodes))
+        layout = self.layout
+        placed = sorted(range(len(layout.nodes)), key=lambda i: order.index(layout.nodes[i]))
+        objects = [
+            GraphObject(*layout.nodes[i], None, tuple(layout.points[i].tolist()), first, float(layout.sigma[i]))
+            for first, i in enumerate(placed)
+        ]
+        return SceneGraph(name, tuple(objects), scale="metric" if layout.metric else "relative")
+
+
+def read(text: str, form: str = "triplets") -> WrittenMap:
+    """A map of either form out of what a model wrote; what cannot be read is dropped and counted."""
+    if form == "grid":
+        grid = parse_grid(text)
+        triplets = grid.triplets()
+        return WrittenMap(tuple(triplets), grid.layout() if triplets else solve_layout([]), grid.n_lines, grid.n_bad)
+    parsed = parse_map(text)
+    return WrittenMap(parsed.triplets, solve_layout(parsed.triplets), parsed.n_lines, parsed.n_bad)
+
+
+def quality(text: str, truth: SceneGraph, form: str = "triplets") -> dict[str, float]:
+    """`graph.metrics.map_quality` of a written map; directions are asked of all well-shaped triples of true objects.
+
+    metric_rmse   metres, without scaling: what the written extents are worth; NaN where there are none.
+    lines, bad    that were written, and dropped.
+    """
+    written, nodes, points = read(text, form), nodes_of(truth), truth.points
+    asked = [tuple(triple) for triple in np.argwhere(usable_triples(points)).tolist()]
+    found = map_quality(written.triplets, written.layout, nodes, points, asked, max(written.n_lines - (form == "grid"), 1))
+    both = [i for i, node in enumerate(nodes) if written.layout.place(node) is not None]
+    metric = float("nan")
+    if written.layout.metric and len(both) >= 3:
+        metric = position_rmse(np.array([written.layout.place(nodes[i]) for i in both]), points[both], scale=False)
+    if form == "grid":  # a line is an object there
+        found["validity"] = 1 - written.n_bad / max(written.n_lines, 1)
+    return found | {"metric_rmse": metric, "lines": float(written.n_lines), "bad": float(written.n_bad)}
+
+
+def map_lines(text: str) -> list[str]:
+    """The lines of a written map."""
+    return text.removeprefix(f"{OPEN}\n").removesuffix(CLOSE).splitlines()
+
+
+def corrupt(lines: Sequence[str], rng: np.random.Generator, share: float = CORRUPTED) -> list[str]:
+    """Lines of which about `share` have one object somewhere else."""
+    spoiled = []
+    for line in lines:
+        cells = list(CELL.finditer(line))
+        if cells and rng.random() < share:
+            cell = cells[int(rng.integers(len(cells)))]
+            elsewhere = [f"({x},{y})" for x in range(GRID) for y in range(GRID) if f"({x},{y})" != cell[0]]
+            line = line[: cell.start()] + elsewhere[int(rng.integers(len(elsewhere)))] + line[cell.end() :]
+        spoiled.append(line)
+    return spoiled
+
+
+class MapTask(Task):
+    """What tasks on maps share: the form in which maps are written. Only the text is asked and scored; `objects` stays empty."""
+
+    def __init__(self, form: str = "triplets", redundancy: int = 3):
+        if form not in FORMS:
+            raise ValueError(f"form of maps: found {form!r}, expected one of {FORMS}")
+        self.form, self.redundancy = form, redundancy
+
+    def write(self, graph: SceneGraph) -> str:
+        return write(graph, self.form, self.redundancy)
+
+    def prompt(self, question: Question) -> str:
+        return f"{question.text}\n{question.context}" if question.context else question.text
+
+
+class WriteMap(MapTask):
+    """The whole map. The score is that of SpaceR's maps: places within the right label, after alignment."""
+
+    name = "scene_map"
+
+    def make(self, scene: AnnotatedScene, rng: np.random.Generator, limit: int = 1) -> list[Question]:
+        if limit < 1 or (graph := map_graph(scene)) is None:
+            return []
+        return [Question(self.name, scene.name, WRITE[self.form], (), self.write(graph))]
+
+    def parse(self, text: str) -> tuple[float, ...] | None:
+        """x, y of each object, one after the other; None without any."""
+        points = read(text, self.form).layout.points
+        return tuple(points.ravel().tolist()) or None
+
+    def score(self, question: Question, prediction: str, profile: str = "official") -> float:
+        truth = read(question.answer, self.form).graph()
+        return quality(prediction, truth, self.form)["spacer"]
+
+
+class ContinueMap(MapTask):
+    """The line that follows the first few, of which some are spoiled; after the last, the end of the map.
+
+    Score: what `line_score` says of the line; the end of the map is right or wrong.
+    """
+
+    name = "map_continuation"
+
+    def make(self, scene: AnnotatedScene, rng: np.random.Generator, limit: int = 1) -> list[Question]:
+        if (graph := map_graph(scene)) is None:
+            return []
+        lines = map_lines(self.write(graph))
+        questions = []
+        for j in rng.permutation(np.arange(1, len(lines) + 1))[:limit].tolist():
+            before = "".join(f"{line}\n" for line in corrupt(lines[:j], rng))
+            answer = lines[j] if j < len(lines) else CLOSE
+            questions.append(Question(self.name, scene.name, CONTINUE, (), answer, context=f"{OPEN}\n{before}".rstrip("\n")))
+        return questions
+
+    def parse(self, text: str) -> str | None:
+        return next((line.strip() for line in text.splitlines() if line.strip()), None)
+
+    def score(self, question: Question, prediction: str, profile: str = "official") -> float:
+        written = self.parse(prediction) or ""
+        if CLOSE in (written, question.answer):
+            return float(written == question.answer)
+        return line_score(written, question.answer)
+
+
+def line_score(written: str, true: str) -> float:
+    """1 for the same objects in the same cells, less by a tenth for each cell (|dx| + |dy|, on average over the objects) it is off;
+    0 when it is about other objects. A line of extent alone counts by its relative error.
+    """
+    names, cells = CELL.sub(" ", written).split(" r=")[0], CELL.findall(written)
+    true_names, true_cells = CELL.sub(" ", true).split(" r=")[0], CELL.findall(true)
+    if not true_cells:
+        sizes = [re.fullmatch(r"r=(\d+(?:\.\d+)?)", line.strip()) for line in (written, true)]
+        return max(0.0, 1 - abs(float(sizes[0][1]) / float(sizes[1][1]) - 1)) if all(sizes) else 0.0
+    if names.split() != true_names.split() or len(cells) != len(true_cells):
+        return 0.0
+    off = np.abs(np.array(cells, dtype=int) - np.array(true_cells, dtype=int)).sum(1).mean()
+    return max(0.0, 1 - float(off) / GRID)
+
+
+class CompleteMap(MapTask):
+    """One cell of a line of three objects is missing. Score: 1 less a tenth for each cell it is off."""
+
+    name = "map_completion"
+
+    def make(self, scene: AnnotatedScene, rng: np.random.Generator, limit: int = 1) -> list[Question]:
+        if (graph := map_graph(scene)) is None:
+            return []
+        triplets = (
+            graph.triplets(self.redundancy) if self.form == "triplets" else grid_map(nodes_of(graph), graph.points).triplets()
+        )
+        lines = map_lines(write_map(triplets))
+        questions = []
+        for line in (lines[i] for i in rng.permutation(len(lines))[:limit]):
+            cell = list(CELL.finditer(line))[int(rng.integers(3))]
+            asked = line[: cell.start()] + GAP + line[cell.end() :]
+            questions.append(Question(self.name, scene.name, COMPLETE, (), cell[0], context=asked))
+        return questions
+
+    def parse(self, text: str) -> tuple[float, ...] | None:
+        found = CELL.search(text)
+        return tuple(map(float, found.groups())) if found else None
+
+    def score(self, question: Question, prediction: str, profile: str = "official") -> float:
+        written, true = self.parse(prediction), self.parse(question.answer)
+        return max(0.0, 1 - float(np.abs(np.subtract(written, true)).sum()) / GRID) if written else 0.0
+
+
+class AnswerWithMap(MapTask):
+    """Questions of VSI-Bench with a map. A question's task is "map_in/..." or "map_out/...", then the official name.
+
+    place   "in": the whole map stands in the prompt. "out": a map of the objects in the question and a few others is written
+            before the answer.
+    """
+
+    def __init__(
+        self,
+        place: str,
+        form: str = "triplets",
+        redundancy: int = 3,
+        tasks: Sequence[str] = MAP_QUESTIONS,
+    ):
+        super().__init__(form, redundancy)
+        if place not in ("in", "out"):
+            raise ValueError(f'place of the map: found {place!r}, expected "in" or "out"')
+        self.place, self.name = place, f"map_{place}"
+        self.tasks: Mapping[str, Task] = {name: VSI_TASKS[name] for name in tasks}
+
+    def make(self, scene: AnnotatedScene, rng: np.random.Generator, limit: int = 1) -> list[Question]:
+        if (graph := map_graph(scene)) is None:
+            return []
+        drawn = [question for task in self.tasks.values() for question in task.make(scene, rng, limit)]
+        questions = []
+        for question in (drawn[i] for i in rng.permutation(len(drawn))):
+            if len(questions) == limit:
+                break
+            if (asked := self.with_map(question, graph, rng)) is not None:
+                questions.append(asked)
+        return questions
+
+    def with_map(self, question: Question, graph: SceneGraph, rng: np.random.Generator) -> Question | None:
+        """A question of VSI-Bench with this map; None when a map does not help, or lacks what the question names."""
+        helped = any(question.task.startswith(name) for name in self.tasks)
+        if not helped or not set(question.objects) <= {o.label for o in graph.objects}:
+            return None
+        plain = replace(question, task=f"{self.name}/{question.task}", objects=())
+        if self.place == "in":
+            return replace(plain, context=self.write(graph))
+        others = [i for i, o in enumerate(graph.objects) if o.label not in question.objects]
+        kept = set(rng.permutation(others)[: max(DISTRACTORS, 3 - len(graph.objects) + len(others))].tolist())
+        matter = [o for i, o in enumerate(graph.objects) if o.label in question.objects or i in kept]
+        return replace(plain, answer=f"{self.write(with_objects(graph, matter))}\n{question.answer}")
+
+    def prompt(self, question: Question) -> str:
+        wording = self._task(question).prompt(self._plain(question))
+        return f"{GIVEN}\n{question.context}\n{wording}" if self.place == "in" else f"{FIRST}\n{wording}"
+
+    def parse(self, text: str) -> str | float | tuple[float, ...] | None:
+        """The answer alone: the first letter or number behind the map."""
+        return behind_map(text).split()[0] if behind_map(text).split() else None
+
+    def score(self, question: Question, prediction: str, profile: str = "official") -> float:
+        plain = self._plain(question)
+        return self._task(question).score(replace(plain, answer=behind_map(question.answer)), behind_map(prediction), profile)
+
+    def _plain(self, question: Question) -> Question:
+        return replace(question, task=question.task.removeprefix(f"{self.name}/"))
+
+    def _task(self, question: Question) -> Task:
+        name = question.task.removeprefix(f"{self.name}/")
+        return next(task for key, task in self.tasks.items() if name.startswith(key))
+
+
+def behind_map(text: str) -> str:
+    """What was written after the map; everything where there is none, nothing where it never ends."""
+    if CLOSE in text:
+        return text.rpartition(CLOSE)[2].strip()
+    return "" if OPEN in text else text.strip()
+
+
+def map_tasks(form: str = "triplets", redundancy: int = 3) -> dict[str, Task]:
+    """The tasks of this file by name."""
+    tasks = (
+        WriteMap(form, redundancy),
+        ContinueMap(form, redundancy),
+        CompleteMap(form, redundancy),
+        AnswerWithMap("in", form, redundancy),
+        AnswerWithMap("out", form, redundancy),
+    )
+    return {task.name: task for task in tasks}
