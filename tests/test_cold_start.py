@@ -196,7 +196,7 @@ def test_a_local_model_is_sampled_k_times(places, questions):
     assert ask(posed, 0) == texts and ask(posed, 1) != texts
 
 
-@pytest.mark.parametrize("name", ["geometry", "notes"])
+@pytest.mark.parametrize("name", ["geometry", "worked_notes", "notes"])
 def test_programs_are_right_about_annotated_scenes(places, name):
     questions = gather_questions(places, 1000, per_task=4)
     teacher, scores = program_teacher(PROGRAMS[name]), []

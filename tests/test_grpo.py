@@ -101,15 +101,14 @@ def test_scoring_gives_the_log_probabilities_of_sampling(processor, kind, adapte
     network = with_adapters(model) if adapters else model
     one, settings = asked(processor, kind), replace(SETTINGS, temperature=0.7)
     written = complete(network, processor, one, settings, noise(8, 6))
-    prompts = [prompt for prompt in PROMPTS for _ in range(4)]
-    batch = collate([pack_completions(processor, one.seen, prompts, [c.ids for c in written])], 0)
+    batch = collate([pack_completions(processor, one.seen, PROMPTS, [c.ids for c in written])], 0)
     with torch.no_grad():
         found = score(network, model.model, batch, 0.7, placeholders(model))
     expected = torch.tensor([p for completion in written for p in completion.log_probs])
     assert (found - expected).abs().max() < 1e-4
     assert len({tuple(c.ids) for c in written[:4]}) > 1
     if kind != "blind":  # what was seen matters that much
-        other = collate([pack_completions(processor, seen(processor, kind, 7), prompts, [c.ids for c in written])], 0)
+        other = collate([pack_completions(processor, seen(processor, kind, 7), PROMPTS, [c.ids for c in written])], 0)
         with torch.no_grad():
             assert (score(network, model.model, other, 0.7, placeholders(model)) - expected).abs().max() > 1e-2
 

@@ -10,6 +10,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 import allocentric
+import rollouts
 from allocentric.models.patches import patchify
 from allocentric.models.scene import Scene
 from allocentric.models.spatial_mllm import SpatialMLLMConfig, SpatialMLLMForConditionalGeneration
@@ -48,6 +49,11 @@ def test_the_published_settings(recipes):
     assert type(cold) is FineTune
     how = cold.optimisation
     assert (how.steps, cold.batch, how.schedule, how.learning_rate) == (200, 16, "linear", 1e-5)
+    sft = read_recipe(recipes / "spatial_mllm_paper.yaml")
+    how = sft.optimisation
+    assert (how.epochs, sft.batch, how.schedule, how.learning_rate, sft.data.frames) == (1, 16, "linear", 1e-5, 16)
+    assert set(sft.learning_rates) == {"model.language_model", "model.connector"} and set(sft.learning_rates.values()) == {1e-5}
+    assert cold.start.checkpoint == "out/sft/model"  # each stage starts from the one before
     nano = read_recipe(recipes / "grpo_nano.yaml")
     assert nano.rooms.run == "out/nano" and nano.form == "notes" and nano.data is None
 
@@ -130,6 +136,8 @@ def test_questions_of_a_file_become_prompts(recipes, tmp_path):
     scenes = AskedScenes(data, reader, "answer_tags")
     one = scenes[0]
     assert len(one.prompts) == len(one.columns["question"]) == 2
+    # the annotation beside the video, for a map's reward
+    assert [scene.name for scene in one.columns["scene"]] == ["room-parts-0"] * 2
     for question, prompt in zip(one.columns["question"], one.prompts, strict=True):
         assert question.text in prompt and "<think>" in prompt
     written = complete(model.eval(), reader, one, GRPOSettings(group=2, max_new_tokens=2), None)
@@ -203,3 +211,18 @@ def test_memory_of_the_published_recipe(recipes):
     assert isinstance(adapted, PeftModel)
     small = estimate(adapted, config, load, 1, False, True)
     assert small["gradients"] < 0.01 * weights
+
+
+# ---- speed ----
+
+
+def test_the_benchmark_of_rollouts_compares_equals():
+    """Its published side is plain `generate`, with everything repeated; a difference is noticed."""
+    model, reader = tiny_model(), tiny_processor()
+    rollouts.never_end(model)
+    assert rollouts.check(model, reader, frames(4), "left?", tokens=3) < 1e-4
+    right = rollouts.our_score
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rollouts, "our_score", lambda *args: right(*args) + 1e-3)
+        with pytest.raises(AssertionError, match="log-probabilities differ by"):
+            rollouts.check(model, reader, frames(4), "left?", tokens=3)

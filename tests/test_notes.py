@@ -1,5 +1,7 @@
 """Notes before answers say what the answer follows from, and are taken apart again."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from allocentric.geometry.boxes import Box3D
 from allocentric.scenes import AnnotatedScene, SceneObject
 from allocentric.tasks import TRAINING_TASKS, VSI_TASKS
 from allocentric.tasks.base import Question
-from allocentric.tasks.notes import notes, number_words, with_notes
+from allocentric.tasks.notes import blurred, notes, number_words, with_notes
 from allocentric.train.numbers import number_features
 
 
@@ -55,6 +57,17 @@ def test_notes_and_answer_come_apart_again(scene):
     assert split_notes("<think>sofa 0.0 3.0</think>2.2") == ("sofa 0.0 3.0", "2.2")
     assert split_notes(" B ") == ("", "B")
     assert split_notes("<think>on and on") == ("on and on", "")
+
+
+def test_blurred_notes_are_off_by_about_the_error_and_keep_their_form():
+    rng, exact = np.random.default_rng(0), "sofa -1.2 3.4, tv stand 9.8 0.0"
+    found = np.array([[float(x) for x in re.findall(r"-?[0-9.]+", blurred(exact, rng, 0.4))] for _ in range(2000)])
+    assert found.shape == (2000, 4) and np.abs(found).max() == 9.9
+    assert found[:, :2].mean(0) == pytest.approx([-1.2, 3.4], abs=0.05) and found[:, 0].std() == pytest.approx(0.4, rel=0.1)
+    assert re.sub(r"-?[0-9.]+", "_", blurred(exact, rng, 0.4)) == "sofa _ _, tv stand _ _"
+    sides = np.array([[float(x) for x in blurred("0.1 2.0 0.8", rng, 0.4).split()] for _ in range(2000)])
+    assert sides.min() >= 0.1 and sides[:, 1].std() == pytest.approx(2.0 * 0.2, rel=0.15)
+    assert blurred("sofa 3, stove 11", rng, 5.0) == "sofa 3, stove 11"  # moments stay
 
 
 def test_numbers_of_notes_and_answers_are_words():

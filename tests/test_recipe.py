@@ -19,6 +19,7 @@ from allocentric.train.recipe import (
     Pretrain,
     Recipe,
     Reinforce,
+    Spa3VLMTraining,
     SSRTraining,
     read_recipe,
 )
@@ -44,8 +45,9 @@ def test_every_recipe_of_the_repository_can_be_read(recipes):
     kinds = {path.stem: type(read_recipe(path)) for path in recipes.glob("*.yaml")}
     assert kinds == {
         "nano": Recipe, "spatial_mllm_v1_1": FineTune, "spatial_mllm_v1_1_lora": FineTune, "cold_start": FineTune,
+        "spatial_mllm_paper": FineTune,
         "grpo": Reinforce, "grpo_nano": Reinforce, "spa3r": Pretrain, "spa3r_nano": Pretrain,
-        "s2_mllm": GroundingTraining, "s2_nano": GroundingTraining, "ssr_nano": SSRTraining,
+        "spa3_vlm_nano": Spa3VLMTraining, "s2_mllm": GroundingTraining, "s2_nano": GroundingTraining, "ssr_nano": SSRTraining,
     }  # fmt: skip
 
 

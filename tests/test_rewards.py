@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from allocentric.graph.grammar import write_map
+from allocentric.graph.scene_graph import SceneGraph
 from allocentric.tasks import TRAINING_TASKS, Question
 from allocentric.train.rewards import (
     answer_in,
@@ -123,8 +125,16 @@ def test_length_bonus_needs_good_company():
     assert found == pytest.approx([0, 0.2, 0.2, 0])
 
 
-def test_map_reward_scores_where_the_scene_is_known():
-    score = lambda text, scene: float(scene in text)  # noqa: E731
-    reward = rewards_of(map_score=score)["map"]
-    assert reward(completions=["bed(1,2)", "desk", "x"], scene=["bed", "bed", None]) == [1.0, 0.0, None]
-    assert reward(completions=["bed"]) == [None] and rewards_of()["map"](completions=["bed"], scene=["bed"]) == [None]
+def test_map_reward_scores_what_was_written_against_the_scene(shards):
+    """The exact map is worth most, a map of half the objects less, one of another room little, nonsense nothing."""
+    scene, other = shards[0].scene, shards[1].scene
+    graph = SceneGraph.from_scene(scene)
+    triplets = graph.triplets()
+    exact, half = write_map(triplets), write_map(triplets[: len(triplets) // 4])
+    elsewhere = write_map(SceneGraph.from_scene(other).triplets())
+    reward = rewards_of()["map"]
+    completions = [exact, half, elsewhere, "<map>\nno map\n</map>", "no map", f"<think>{exact}</think><answer>4</answer>"]
+    best, less, wrong, nonsense, unwritten, within = reward(completions=completions, scene=[scene] * 6)
+    assert 1 >= best > 0.9 and within == best
+    assert best > less > nonsense == 0 and best > wrong and unwritten is None
+    assert reward(completions=[exact]) == [None] and reward(completions=[exact], scene=[None]) == [None]

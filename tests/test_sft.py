@@ -9,7 +9,7 @@ from allocentric.models.patches import patchify
 from allocentric.models.processor import SpatialMLLMProcessor
 from allocentric.models.spatial_mllm import SpatialMLLMConfig, SpatialMLLMForConditionalGeneration, unpatchify
 from allocentric.train.sft import IGNORE, SFTTrainer, Turn, collate, pack, packed_mask, packed_positions
-from allocentric.train.tokenizer import train_tokenizer
+from allocentric.train.tokenizer import fixed_phrases, train_tokenizer
 
 TURNS = [
     Turn("How many chairs?", "4"),
@@ -144,6 +144,29 @@ def test_a_killed_run_resumes_to_the_same_weights(processor, tmp_path):
     )
     for (name, a), b in zip(whole.named_parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b), name
+
+
+def test_an_answer_may_be_learned_behind_something_else(processor):
+    turn = Turn("How many chairs?", "1.8", shown="9.8")
+    whole, seen = pack(processor, [], [Turn(turn.prompt, turn.answer)]), pack(processor, [], [turn])
+    assert torch.equal(whole["labels"], seen["labels"])
+    (where,) = (whole["input_ids"] != seen["input_ids"]).nonzero()
+    assert processor.tokenizer.decode(seen["input_ids"][where]) == "9"
+    with pytest.raises(ValueError, match=r"'12.8': found 5 tokens, expected the 4 of '1.8'"):
+        pack(processor, [], [Turn("How many chairs?", "1.8", shown="12.8")])
+
+
+def test_every_way_to_attend_gives_the_packed_loss(processor, tmp_path):
+    model = new_model(processor)
+    run, batch = trainer(model, tmp_path), collate([example(processor, model, TURNS, 0)], processor.tokenizer.pad_token_id)
+    fused = run.compute_loss(model, batch)
+    model.model.language_model.set_attn_implementation("eager")
+    torch.testing.assert_close(run.compute_loss(model, batch), fused)
+
+
+def test_phrases_hold_words_and_leave_numbers_their_signs():
+    texts = [f"Where is the {thing}, in meters?\nx -1.0 y {x}.0" for thing in ("bed", "sofa") for x in range(20)]
+    assert fixed_phrases(texts, ["bed", "sofa"]) == [", in meters?", "Where is the"]
 
 
 def test_tokenizer_keeps_any_text_and_fixed_sentences_are_one_token(processor):

@@ -154,19 +154,33 @@ def ground(
     model: Annotated[str | None, arg(help="folder or hub id of an S2-MLLM; default: the one that comes with the package")] = None,
     frames: Annotated[int, arg(help="how many frames the model sees")] = 16,
     up: Annotated[tuple[float, float, float] | None, arg(help="what is up in a 7-Scenes capture's world")] = None,
+    globally: Annotated[bool, arg(name="global", help="no proposals: the model, an SSR, writes the box itself")] = False,
     out: Annotated[Path, arg(help="folder for grounding.json and a picture of each box")] = Path("ground"),
     json: JSON = False,
 ) -> None:
     """Find a described object: its 3D box, drawn into the frames that show it and into a map.
 
     allo ground room/ "the chair closest to the window" --proposals boxes.json
+    allo ground room.mp4 "the chair closest to the window" --global --model out/ssr_nano/A/reasoning
     """
-    from allocentric.ground import search
+    from allocentric.ground import search, search_globally
 
     _must_exist(source)
     _no_bars()
+    options = {} if up is None else {"up": up}
+    if globally:
+        if model is None or proposals is not None:
+            raise ValueError("--global: found no --model, or --proposals beside it; expected --model weights of an SSR alone")
+        with console.status(f"looking at {source}"):
+            found = search_globally(source, list(descriptions), model, frames, **options)
+            files = found.write(out)
+        if json:
+            _print_json(found.as_dict() | {"files": [str(file) for file in files]})
+            return
+        print("\n".join([*found.lines(), ", ".join(map(str, files))]))
+        return
     with console.status(f"looking at {source}"):
-        found = search(source, list(descriptions), model, proposals, frames, **({} if up is None else {"up": up}))
+        found = search(source, list(descriptions), model, proposals, frames, **options)
         files = found.write(out)
     if json:
         _print_json(found.as_dict() | {"files": [str(file) for file in files]})
@@ -188,7 +202,6 @@ def info(
     """
     from allocentric.info import describe
 
-    _no_bars()
     facts = describe(what)
     if json:
         _print_json(facts)
@@ -234,17 +247,27 @@ def train(
     allo train recipes/nano.yaml --out out/nano
     """
     from allocentric.train import finetune, reinforce, run
-    from allocentric.train.recipe import FineTune, GroundingTraining, Pretrain, Reinforce, read_recipe
+    from allocentric.train.recipe import FineTune, GroundingTraining, Pretrain, Reinforce, Spa3VLMTraining, SSRTraining, read_recipe
 
     plan = read_recipe(recipe)
     if isinstance(plan, GroundingTraining):
-        from allocentric.train import grounding
+        from allocentric.train.grounding_card import train_and_report
 
-        grounding.train_grounding(grounding.smoke(plan) if smoke else plan, out, None, show_progress, workers)
+        for report in train_and_report(plan, out, smoke, show_progress, stages, workers):
+            print(report.read_text())
     elif isinstance(plan, Pretrain):
         from allocentric.evaluate.spa3r import pretrain_and_report
 
         if (report := pretrain_and_report(plan, out, smoke, show_progress, workers)) is not None:
+            print(report.read_text())
+    elif isinstance(plan, Spa3VLMTraining):
+        from allocentric.train.spa3_vlm import train_spa3_vlm
+
+        print(train_spa3_vlm(plan, out, show_progress, stages, smoke, workers).read_text())
+    elif isinstance(plan, SSRTraining):
+        from allocentric.evaluate.ssr import train_and_report
+
+        if (report := train_and_report(plan, out, smoke, show_progress, stages, workers)) is not None:
             print(report.read_text())
     elif isinstance(plan, Reinforce):
         reinforce.reinforce(reinforce.smoke(plan) if smoke else plan, out)
@@ -260,6 +283,10 @@ def evaluate(
     data: Annotated[Path | None, arg(help="the benchmark's official file, or the folder that holds it")] = None,
     videos: Annotated[Path | None, arg(help="folder of videos: <scene>.mp4, or a folder <scene>")] = None,
     images: Annotated[Path | None, arg(help="folder of the images of an image benchmark")] = None,
+    scenes: Annotated[Path | None, arg(help="folder of annotated scans: scanrefer, nr3d, sr3d, multi3drefer, scan2cap")] = None,
+    proposals: Annotated[Path | None, arg(help="JSON of boxes by scene to choose from; default: the true ones")] = None,
+    labels: Annotated[Path | None, arg(help="scanrefer: scannetv2-labels.combined.tsv, if not beside the data")] = None,
+    scans: Annotated[Path | None, arg(help="file of scene names, such as scannetv2_val.txt; others are left out")] = None,
     model: Weights = None,
     processor: Annotated[str | None, arg(help="where tokenizer and image processor lie, if not with the weights")] = None,
     geometry: Annotated[str | None, arg(help="VGGT weights, for space-aware sampling of plain video")] = None,
@@ -284,7 +311,8 @@ def evaluate(
 
     allo eval rooms --count 200
     allo eval vsibench --data VSI-Bench --videos VSI-Bench --model weights      (--baseline blind, chance, frequency)
-    allo eval compare out/eval/vsibench-a-1f2e3d4c out/eval/vsibench-b-5a6b7c8d
+    allo eval scanrefer --data ScanRefer --scenes scans --model weights     choose among true boxes, or --proposals boxes.json
+    allo eval compare out/eval/vsibench-a-1f2e3d4c out/eval/vsibench-b-5a6b7c8d difference.html
     allo eval score out/eval/vsibench-a-1f2e3d4c --profile spatial_mllm         scores of another scorer, nothing asked again
     allo eval import samples.jsonl vsibench --data VSI-Bench                    other people's outputs as a run
     torchrun --nproc-per-node 8 -m allocentric.cli eval ...                     the same files, sooner
@@ -293,13 +321,16 @@ def evaluate(
     from allocentric.evaluate.benchmark import Plan
 
     if task == "rooms":
+        for option, given in {"data": data, "baseline": baseline, "profile": profile, "subset": subset, "limit": limit}.items():
+            if given:
+                raise ValueError(f"--{option}: found {given}, but rooms have none; it is for benchmarks")
         _evaluate_rooms(model, count, seed, style, per_task, out, json)
         return
     if model is None or Path(model).is_dir():
         _no_bars()
     plan = Plan(
-        task, data, model, processor, geometry, baseline, videos, profile, subset, images, only, limit, frames, sampling,
-        max_new_tokens=max_new_tokens, out=out, workers=workers,
+        task, data, model, processor, geometry, baseline, videos, profile, subset, images, scenes, proposals, labels, scans,
+        only, limit, frames, sampling, max_new_tokens=max_new_tokens, out=out, workers=workers,
     )  # fmt: skip
     found = command.run(plan, files, log_format, show_progress)
     if found is None:
@@ -382,7 +413,7 @@ def cold_start(
     model: Annotated[str | None, arg(help="teacher: a folder of weights, a hub id, or nano")] = None,
     endpoint: Annotated[str | None, arg(help="teacher: a server with OpenAI's chat protocol, http://localhost:8000/v1")] = None,
     served: Annotated[str, arg(help="name of the model on the server")] = "",
-    program: Annotated[Literal["geometry", "notes"] | None, arg(help="no teacher: computed from annotated scenes")] = None,
+    program: Annotated[Literal["geometry", "worked_notes", "notes"] | None, arg(help="no teacher: from annotated scenes")] = None,
     count: Annotated[int, arg(help="how many questions, drawn at random")] = 5000,
     k: Annotated[int, tyro.conf.arg(aliases=["-k"], help="traces of each question")] = 3,
     form: Annotated[Literal["answer_tags", "notes"], arg(help="notes: as nano writes")] = "answer_tags",

@@ -88,8 +88,12 @@ class InterleaveConnector(nn.Module):
         (h, w), m = grid, self.merge
         if len(patches) != h * w or h % m or w % m:
             raise ValueError(f"geometry tokens: found {len(patches)} patches, expected {h} x {w} with sides in multiples of {m}")
-        blocks = self.norm(patches).view(h // m, m, w // m, m, -1).transpose(1, 2)
-        return self.mlp(blocks.reshape(h * w // m**2, -1))
+        blocks = patches.view(h // m, m, w // m, m, -1).transpose(1, 2)
+        return self.project_groups(blocks.reshape(h * w // m**2, -1))
+
+    def project_groups(self, groups: Float[Tensor, "tokens grouped"]) -> Float[Tensor, "tokens out"]:
+        """A, from the `merge` x `merge` patches of each token side by side."""
+        return self.mlp(self.norm(groups.unflatten(-1, (self.merge**2, -1))).flatten(-2))
 
     def forward(
         self,
@@ -100,9 +104,23 @@ class InterleaveConnector(nn.Module):
     ) -> list[Float[Tensor, "_ out"]]:
         """The blocks of one scene, in reading order, from what each frame gave; frames may differ in size."""
         projected = [self.project(some, grid) for some, grid in zip(patches, grids, strict=True)]
-        return [self._block(kind, visual[i], projected[i], cameras[i]) for kind, i in layout(len(visual), self.mode)]
+        return self.blocks(visual, projected, cameras)
 
-    def _block(self, kind: str, visual: Tensor, projected: Tensor, camera: Tensor) -> Tensor:
+    def blocks(
+        self,
+        visual: Sequence[Float[Tensor, "_ out"]],
+        projected: Sequence[Float[Tensor, "_ out"]],
+        cameras: Sequence[Float[Tensor, " channels"]] | None = None,
+    ) -> list[Float[Tensor, "_ out"]]:
+        """`forward` behind the projection. `cameras` may be None where no block holds a camera token."""
+        if self.camera is not None and cameras is None:
+            raise ValueError(f"camera tokens: found none, expected one per frame in mode {self.mode!r} with a camera token")
+        return [
+            self._block(kind, visual[i], projected[i], None if cameras is None else cameras[i])
+            for kind, i in layout(len(visual), self.mode)
+        ]
+
+    def _block(self, kind: str, visual: Tensor, projected: Tensor, camera: Tensor | None) -> Tensor:
         if kind == "visual":
             return visual
         if kind == "camera":

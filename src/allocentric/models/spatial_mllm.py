@@ -28,7 +28,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import logging
 from transformers.vision_utils import get_vision_window_index
 
-from allocentric.encoders.vggt import VGGTAggregator, VGGTConfig, load_vggt
+from allocentric.encoders.vggt import VGGT, VGGTAggregator, VGGTConfig, load_vggt
 from allocentric.fusion.addition import AdditionConnector, group_tokens
 
 
@@ -532,16 +532,28 @@ def from_parts(
 
     `kwargs` go to `from_pretrained` (dtype, device_map, ...).
     """
+    encoder = load_vggt(vggt, heads=())
+    config = SpatialMLLMConfig(**qwen_config(qwen), spatial_config=encoder.config, connector_config=connector_config)
+    return load_parts(SpatialMLLMForConditionalGeneration, qwen, encoder, config, **kwargs)
+
+
+def qwen_config(qwen: str | Path) -> dict:
+    """The config of a plain Qwen2.5-VL, in a folder or on the hub, as keyword arguments of ours."""
     config, _ = PreTrainedConfig.get_config_dict(qwen)
     if (model_type := config.pop("model_type", None)) != "qwen2_5_vl":
         raise ValueError(f"{qwen}: found model_type {model_type!r}, expected 'qwen2_5_vl'")
     config.pop("architectures", None)
-    encoder = load_vggt(vggt, heads=())
-    config = SpatialMLLMConfig(**config, spatial_config=encoder.config, connector_config=connector_config)
+    return config
+
+
+def load_parts(
+    model_class: type[SpatialMLLMForConditionalGeneration], qwen: str | Path, encoder: VGGT, config: SpatialMLLMConfig, **kwargs
+) -> SpatialMLLMForConditionalGeneration:
+    """A model of this class with the weights of a plain Qwen2.5-VL and of a VGGT; its connector is new. In eval mode."""
     level = logging.get_verbosity()
     logging.set_verbosity_error()  # a page of names that are meant to be missing
     try:
-        model, report = SpatialMLLMForConditionalGeneration.from_pretrained(qwen, config=config, output_loading_info=True, **kwargs)
+        model, report = model_class.from_pretrained(qwen, config=config, output_loading_info=True, **kwargs)
     finally:
         logging.set_verbosity(level)
     new = ("model.spatial_encoder.", "model.connector.")

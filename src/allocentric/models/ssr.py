@@ -8,7 +8,7 @@ public, and its numbers are not reproduced here. The readings are modes A to F o
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import no_type_check
@@ -17,7 +17,7 @@ import torch
 from huggingface_hub.dataclasses import strict
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import BatchFeature, PreTrainedConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import BatchFeature, Qwen2_5_VLForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from allocentric.encoders.vggt import VGGTAggregator, load_vggt
@@ -27,6 +27,8 @@ from allocentric.models.spatial_mllm import (
     SpatialMLLMConfig,
     SpatialMLLMForConditionalGeneration,
     SpatialMLLMModel,
+    load_parts,
+    qwen_config,
     unpatchify,
 )
 
@@ -125,6 +127,10 @@ class SSRProcessor(SpatialMLLMProcessor):
         types = (tokens["input_ids"] == self.tokenizer.convert_tokens_to_ids(PAD)).int()
         return BatchFeature({**tokens, "mm_token_type_ids": types, **data})
 
+    def blocks(self, tokens: Sequence[int]) -> str:
+        """The placeholders of one video whose frames have so many 2D tokens: what `prefix(videos=1)` shows between its tags."""
+        return "".join(self._written(block, tokens[block.frame]) for block in layout(len(tokens), self.fusion_mode))
+
     def _expanded(self, text: str, frames: list[int], counts: Iterator[int]) -> str:
         """The prompt with every tag replaced by the blocks of its frames; in mode F the last tag takes all geometry."""
         tags = re.split(r"<\|vision_start\|><\|(?:image|video)_pad\|><\|vision_end\|>", text)
@@ -175,19 +181,52 @@ class SSRModel(SpatialMLLMModel):
         **kwargs,
     ) -> BaseModelOutputWithPooling:
         """Every block of every prompt, in reading order (`pooler_output`); `mm_token_type_ids` tells which images share one."""
-        vision = self.config.vision_config
-        groups = self.encode_2d(pixel_values, image_grid_thw).to(self.dtype)
-        visual = self.visual.merger(groups.reshape(-1, vision.hidden_size))
-        visual = visual.split((image_grid_thw.prod(-1) // vision.spatial_merge_size**2).tolist())
-        samples = [list(range(len(visual)))]
-        if mm_token_type_ids is not None:
-            samples = self.scenes_of(image_grid_thw, mm_token_type_ids)
+        visual = self._visual(self.encode_2d(pixel_values, image_grid_thw), image_grid_thw)
         blocks: list[Tensor] = []
-        for rows in samples:
+        for rows in self._samples(image_grid_thw, mm_token_type_ids):
             patches, cameras = self.encode_geometry(pixel_values, image_grid_thw, rows)
             grids = [tuple(image_grid_thw[row, 1:].tolist()) for row in rows]
             blocks += self.connector([visual[row] for row in rows], patches, cameras, grids)
         return BaseModelOutputWithPooling(last_hidden_state=torch.cat(blocks), pooler_output=tuple(blocks))
+
+    def fuse_kept(
+        self,
+        features_2d: Float[Tensor, "tokens grouped_2d"],
+        features_3d: Float[Tensor, "tokens grouped_3d"],
+        image_grid_thw: Int[Tensor, "images 3"],
+        mm_token_type_ids: Int[Tensor, "batch length"] | None = None,
+    ) -> BaseModelOutputWithPooling:
+        """What `get_image_features` returns, from features kept from earlier: Spatial-MLLM's `encode_2d` and `encode_3d` of the
+        frames as one video. Takes a temporal patch of one frame; camera tokens are not among these features.
+        """
+        config = self.config
+        width = config.vision_config.spatial_merge_size**2 * 2 * config.spatial_config.embed_dim
+        expected = int(image_grid_thw.prod(-1).sum()) // config.vision_config.spatial_merge_size**2
+        if features_3d.shape[-1] != width or {len(features_2d), len(features_3d)} != {expected}:
+            raise ValueError(
+                f"kept features: found {len(features_2d)} tokens in 2D and {tuple(features_3d.shape)} in 3D, expected {expected} "
+                f"by the grids, {width} wide in 3D: those of videos with one frame per temporal patch"
+            )
+        visual = self._visual(features_2d, image_grid_thw)
+        projected = self.connector.project_groups(features_3d.to(self.dtype)).split([len(tokens) for tokens in visual])
+        blocks = [
+            block
+            for rows in self._samples(image_grid_thw, mm_token_type_ids)
+            for block in self.connector.blocks([visual[row] for row in rows], [projected[row] for row in rows])
+        ]
+        return BaseModelOutputWithPooling(last_hidden_state=torch.cat(blocks), pooler_output=tuple(blocks))
+
+    def _visual(self, groups: Tensor, image_grid_thw: Tensor) -> tuple[Tensor, ...]:
+        """2D tokens of each image in the language model's space."""
+        vision = self.config.vision_config
+        merged = self.visual.merger(groups.to(self.dtype).reshape(-1, vision.hidden_size))
+        return merged.split((image_grid_thw.prod(-1) // vision.spatial_merge_size**2).tolist())
+
+    def _samples(self, image_grid_thw: Tensor, mm_token_type_ids: Tensor | None) -> list[list[int]]:
+        """Which images make a scene: those of a prompt; all of them where no prompts are given."""
+        if mm_token_type_ids is None:
+            return [list(range(len(image_grid_thw)))]
+        return self.scenes_of(image_grid_thw, mm_token_type_ids)
 
     def get_video_features(self, *args, **kwargs):
         raise ValueError("SSR: found a video, expected its frames as images; SSRProcessor makes them so")
@@ -211,6 +250,28 @@ class SSRModel(SpatialMLLMModel):
         return [patches[row] for row in rows], [cameras[row] for row in rows]
 
     # ---- around the hook ----
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        image_grid_thw: Tensor | None = None,
+        mm_token_type_ids: Tensor | None = None,
+        video_features_2d: Tensor | None = None,
+        video_features_3d: Tensor | None = None,
+        mm_encoder_outputs: dict | None = None,
+        **kwargs,
+    ):
+        """Spatial-MLLM's forward. `video_features_2d` and `_3d`, kept from earlier, are of the frames in `image_grid_thw`."""
+        if video_features_2d is not None and mm_encoder_outputs is None:
+            types = self.token_types(input_ids) if mm_token_type_ids is None else mm_token_type_ids
+            mm_encoder_outputs = {"image": self.fuse_kept(video_features_2d, video_features_3d, image_grid_thw, types)}
+        return super().forward(
+            input_ids=input_ids,
+            image_grid_thw=image_grid_thw,
+            mm_token_type_ids=mm_token_type_ids,
+            mm_encoder_outputs=mm_encoder_outputs,
+            **kwargs,
+        )
 
     def block_lengths(self, grids: Int[Tensor, "images 3"]) -> list[tuple[Block, int]]:
         """The blocks of a scene and their numbers of tokens, in reading order."""
@@ -308,6 +369,15 @@ class SSRForConditionalGeneration(SpatialMLLMForConditionalGeneration):
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
 
+    def generate(self, inputs: Tensor | None = None, **kwargs):
+        """Hugging Face's `generate`; kept features are fused once, before the first step."""
+        features_2d, features_3d = kwargs.pop("video_features_2d", None), kwargs.pop("video_features_3d", None)
+        if features_2d is not None:
+            types = self.model.token_types(kwargs["input_ids"] if inputs is None else inputs)
+            fused = self.model.fuse_kept(features_2d, features_3d, kwargs["image_grid_thw"], types)
+            kwargs["mm_encoder_outputs"] = {"image": fused}
+        return super().generate(inputs, **kwargs)
+
     @torch.no_grad()
     def start_delimiters(self) -> None:
         """Give the two new tokens the embeddings of <|vision_start|> and <|vision_end|>, which the language model knows."""
@@ -323,23 +393,14 @@ def ssr_from_parts(
     """An SSR to be trained, and its processor: the weights of a Qwen2.5-VL and of a VGGT, from folders or hub ids, and a connector
     that adds nothing yet. `changes` go to `SSRConfig`; the delimiters become new tokens.
     """
-    config, _ = PreTrainedConfig.get_config_dict(qwen)
-    if (model_type := config.pop("model_type", None)) != "qwen2_5_vl":
-        raise ValueError(f"{qwen}: found model_type {model_type!r}, expected 'qwen2_5_vl'")
-    config.pop("architectures", None)
+    given = qwen_config(qwen)
     plain = SpatialMLLMProcessor.from_pretrained(qwen)
     plain.tokenizer.add_tokens([GEOMETRY_START, GEOMETRY_END], special_tokens=True)
     start, end = plain.tokenizer.convert_tokens_to_ids([GEOMETRY_START, GEOMETRY_END])
     encoder = load_vggt(vggt, heads=())
     tokens = {"geometry_start_token_id": start, "geometry_end_token_id": end}
-    config = SSRConfig(**{**config, **tokens, "spatial_config": encoder.config, **changes})
-    model, report = SSRForConditionalGeneration.from_pretrained(qwen, config=config, output_loading_info=True)
-    new = ("model.spatial_encoder.", "model.connector.")
-    missing = sorted(name for name in report["missing_keys"] if not name.startswith(new))
-    if missing or report["unexpected_keys"]:
-        unexpected = sorted(report["unexpected_keys"])
-        raise ValueError(f"{qwen}: checkpoint does not fit Qwen2.5-VL: missing {missing[:8]}, unexpected {unexpected[:8]}")
-    model.model.spatial_encoder.load_state_dict(encoder.aggregator.state_dict())
+    config = SSRConfig(**{**given, **tokens, "spatial_config": encoder.config, **changes})
+    model = load_parts(SSRForConditionalGeneration, qwen, encoder, config)
     if model.get_input_embeddings().num_embeddings <= end:  # Qwen's own has rows to spare
         model.resize_token_embeddings(end + 1)
     model.start_delimiters()

@@ -12,6 +12,7 @@ import base64
 import io
 import json
 import os
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
@@ -40,6 +41,8 @@ from allocentric.train.rewards import answer_in, reasoning_prompt, task_of, well
 Teacher = Callable[[Posed, int], list[str]]
 # (reasoning, answer) from what is true of a scene; None when it does not say.
 Program = Callable[[AnnotatedScene, Question], tuple[str, str] | None]
+
+PLACELESS = ("object_size_estimation", "room_size_estimation", "obj_appearance_order")  # answered without coordinates
 
 
 @dataclass(frozen=True)
@@ -157,9 +160,38 @@ def jpeg_url(picture: np.ndarray) -> str:
 
 
 def by_geometry(scene: AnnotatedScene, question: Question) -> tuple[str, str] | None:
-    """The exact computation on the scene's graph: which objects, which coordinates, which comparison; with the answer it gives."""
-    answer = ask_graph(SceneGraph.from_scene(scene).canonical(), question.text, question.options)
-    return None if answer.missing or not answer.steps else ("\n".join(answer.steps), answer.text)
+    """The exact computation on the scene's graph: which objects, which coordinates, which comparison; with the answer it gives.
+
+    Coordinates are metres right of and ahead of the first camera, or the world's where its pose is unknown.
+    """
+    found = computation(scene, question)
+    return ("\n".join(found[0]), found[1]) if found else None
+
+
+def by_worked_notes(scene: AnnotatedScene, question: Question) -> tuple[str, str] | None:
+    """The same computation as nano writes numbers: tenths of metres, no brackets or units, one line."""
+    found = computation(scene, question)
+    if found is None:
+        return None
+    lines, answer = found
+    if question.task == "route_planning":
+        lines = [line for line in lines if " at (" in line or "degrees" in line]  # the turns say which option it is
+    text = re.sub(r"(?<=[a-z])\.\d+\b", "", ", ".join(lines))  # chair.2 -> chair
+    text = re.sub(r" (?:at|=) \((\S+), (\S+)\)", r" \1 \2", text)
+    text = re.sub(r"-?\d+\.\d+", lambda number: f"{float(number[0]):z.1f}", text)
+    return re.sub(r"(?<=\d) (?:metres|degrees|cm)", "", text), answer
+
+
+def computation(scene: AnnotatedScene, question: Question) -> tuple[list[str], str] | None:
+    """The lines of a program's computation and its answer; None where the scene lacks what it takes."""
+    graph = SceneGraph.from_scene(scene)
+    graph = graph if graph.viewpoint is None else graph.canonical()
+    answer = ask_graph(graph, question.text, question.options)
+    if answer.missing or not answer.steps:
+        return None
+    where = {name: f"{name} at ({x:.2f}, {y:.2f})" for name, (x, y) in zip(graph.names, graph.points, strict=True)}
+    placed = [] if question.task in PLACELESS else [where[name] for name in dict.fromkeys(answer.objects)]
+    return [*(line for line in placed if line not in answer.steps), *answer.steps], answer.text
 
 
 def by_notes(scene: AnnotatedScene, question: Question) -> tuple[str, str] | None:
@@ -168,7 +200,7 @@ def by_notes(scene: AnnotatedScene, question: Question) -> tuple[str, str] | Non
     return (written, question.answer) if written else None
 
 
-PROGRAMS: dict[str, Program] = {"geometry": by_geometry, "notes": by_notes}
+PROGRAMS: dict[str, Program] = {"geometry": by_geometry, "worked_notes": by_worked_notes, "notes": by_notes}
 
 
 def program_teacher(program: Program = by_geometry, form: str = "answer_tags") -> Teacher:

@@ -2,7 +2,9 @@
 
 import json
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,8 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
     Qwen2VLImageProcessor,
     Qwen2VLVideoProcessor,
+    Trainer,
+    TrainingArguments,
     set_seed,
 )
 
@@ -26,7 +30,7 @@ from allocentric.readers import open_views
 from allocentric.rooms import load_scene, write_video
 from allocentric.tasks import VSI_TASKS
 from allocentric.train.jsonl import Conversations
-from allocentric.train.recipe import Annotations, FineTune, LoRA, Reinforce, Start, resume_point
+from allocentric.train.recipe import Annotations, FineTune, LoRA, Start, resume_point
 from allocentric.train.sft import SFTTrainer, collate
 from allocentric.train.tokenizer import train_tokenizer
 
@@ -41,31 +45,56 @@ def smoke(recipe: FineTune) -> FineTune:
 def finetune(recipe: FineTune, out: Path) -> None:
     """Train and save model and processor in `out/model`; adapters also in `out/adapters`. Run again to resume."""
     out = Path(out)
-    target = out / "model"
-    if (target / "config.json").exists():
+    if (out / "model" / "config.json").exists():
         return
-    arguments = replace(recipe.optimisation, accumulate=accumulation(recipe)).arguments(out / "checkpoints")
-    with arguments.main_process_first(local=False):
-        start, data = (recipe.start, recipe.data) if recipe.start else tiny_start(out / "tiny", recipe.data)
-
-    set_seed(recipe.optimisation.seed)
-    model, processor = load_start(start, recipe)
-    if recipe.lora:
-        model = with_adapters(model, recipe.lora)
+    recipe, arguments = prepare(recipe, out, tiny_start)
+    model, processor = load_to_train(recipe)
     trainer = SFTTrainer(
         model=model,
         args=arguments,
-        train_dataset=Conversations(data, processor),
-        data_collator=lambda examples: collate(examples, processor.tokenizer.pad_token_id),
+        train_dataset=Conversations(recipe.data, processor),
+        data_collator=collate_with(processor),
         learning_rates=recipe.learning_rates,
+        muon=recipe.optimisation.muon,
     )
+    train_and_save(trainer, recipe, out, processor)
+
+
+def prepare(
+    recipe: FineTune, out: Path, make_start: Callable[[Path, Annotations], tuple[Start, Annotations]]
+) -> tuple[FineTune, TrainingArguments]:
+    """The recipe, with a start and data made on the spot where it has none, and the Trainer's arguments."""
+    arguments = replace(recipe.optimisation, accumulate=accumulation(recipe)).arguments(out / "checkpoints")
+    if recipe.start is None:
+        with arguments.main_process_first(local=False):
+            start, data = make_start(out / "tiny", recipe.data)
+        recipe = replace(recipe, start=start, data=data)
+    return recipe, arguments
+
+
+def load_to_train(recipe: FineTune) -> tuple[PreTrainedModel | PeftModel, SpatialMLLMProcessor]:
+    """What the recipe starts from, with adapters where it asks for them, and its processor."""
+    set_seed(recipe.optimisation.seed)
+    model, processor = load_start(recipe.start, recipe)
+    if not torch.cuda.is_available():
+        model.model.language_model.set_attn_implementation("eager")  # on a CPU the fused kernel's backward pass takes far longer
+    return with_adapters(model, recipe.lora) if recipe.lora else model, processor
+
+
+def collate_with(processor: SpatialMLLMProcessor) -> Callable[[Sequence[dict]], dict[str, torch.Tensor]]:
+    """`sft.collate` with the processor's padding."""
+    return partial(collate, pad_token_id=processor.tokenizer.pad_token_id)
+
+
+def train_and_save(trainer: Trainer, recipe: FineTune, out: Path, processor: SpatialMLLMProcessor) -> None:
+    """Train from the newest checkpoint; save the model, with the adapters merged into it, and what was logged."""
     trainer.train(resume_from_checkpoint=resume_point(out / "checkpoints"))
-    trainer.save_model(out / "adapters" if recipe.lora else target)
+    trainer.save_model(out / "adapters" if recipe.lora else out / "model")
     if trainer.is_world_process_zero():
         (out / "log.json").write_text(json.dumps(trainer.state.log_history))
-        processor.save_pretrained(target)
+        processor.save_pretrained(out / "model")
         if recipe.lora:
-            merge_adapters(out / "adapters", start, recipe).save_pretrained(target)
+            merge_adapters(out / "adapters", recipe.start, recipe).save_pretrained(out / "model")
 
 
 def with_adapters(model: PreTrainedModel, lora: LoRA) -> PeftModel:
@@ -80,7 +109,7 @@ def with_adapters(model: PreTrainedModel, lora: LoRA) -> PeftModel:
     return get_peft_model(model, config)
 
 
-def merge_adapters(adapters: Path, start: Start, recipe: FineTune | Reinforce) -> PreTrainedModel:
+def merge_adapters(adapters: Path, start: Start, recipe: FineTune) -> PreTrainedModel:
     """What was started from, with the trained adapters added into its weights."""
     set_seed(recipe.optimisation.seed)  # a connector that began at random begins the same
     model, _ = load_start(start, recipe)

@@ -2,7 +2,7 @@
 
     scene ──► encoded once ──► prefix of keys and values ──► forked: G completions of each question        sample
     completions ──► reward functions ──► advantage = (reward - mean of the group) / its deviation           judge
-    scene | question + completion 1 | question + completion 2 | ... as one packed sequence                  score
+    scene | question 1 | its completions | question 2 | its completions | ... as one packed sequence        score
     the smaller of ratio x advantage and clipped ratio x advantage, less beta x KL to the reference         learn
 
 Sampling and scoring read the same dictionary of model inputs, whatever it holds, so nothing that was seen when a completion was
@@ -21,22 +21,24 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from accelerate.utils.fsdp_utils import fsdp2_prepare_model
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
-from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
 from allocentric.models.processor import SpatialMLLMProcessor
 from allocentric.models.scene import Scene
 from allocentric.models.spatial_mllm import SpatialMLLMModel
+from allocentric.train.optimizer import GroupedTrainer
 from allocentric.train.recipe import GRPOSettings
-from allocentric.train.sft import IGNORE, SFTTrainer, collate, freeze_except, packed_mask, packed_positions
+from allocentric.train.sft import IGNORE, collate, freeze_except, mask_for, packed_positions, parameter_groups
 
 Reward = Callable[..., Sequence[float | None]]
 STD_FLOOR = 1e-4  # added to a group's deviation, as in TRL and the R1-V family
 SAMPLES = "samples.jsonl"
+BRANCHES = 1 << 16  # more than a group will ever have
 PLACEHOLDERS = {f"{name}_token_id" for name in ("image", "video", "vision_start", "vision_end", "geometry_start", "geometry_end")}
 
 
@@ -89,8 +91,10 @@ def rotary_positions(
 
 
 def encode_prefix(network: nn.Module, processor: SpatialMLLMProcessor, seen: Mapping[str, Tensor]) -> Scene:
-    """Read what all questions share, once."""
-    network = without_wrapper(network)
+    """Read what all questions share, once.
+
+    Through the outermost module: that is the one that gathers what belongs to no layer, where weights are sharded.
+    """
     ids, inputs = seen["input_ids"][None], {name: value for name, value in seen.items() if name != "input_ids"}
     positions = rotary_positions(backbone_of(network), ids, inputs)
     output = network(input_ids=ids, position_ids=positions, use_cache=True, logits_to_keep=1, **inputs)
@@ -141,7 +145,7 @@ def complete(
     rows = len(logits)
     uniform = None if greedy else torch.from_numpy(noise).to(logits.device)
     ids, log_probs, finished = [[] for _ in range(rows)], [[] for _ in range(rows)], [False] * rows
-    unfinished = list(range(rows))
+    batch = list(range(rows))  # which rows are still computed
     for step in range(settings.max_new_tokens):
         logits = tempered(logits, 1.0 if greedy else settings.temperature, banned)
         if greedy:
@@ -150,16 +154,22 @@ def complete(
             cumulative = logits.double().softmax(-1).cumsum(-1)
             chosen = torch.searchsorted(cumulative, uniform[:, step, None] * cumulative[:, -1:], right=True).squeeze(-1)
         log_prob = logits.gather(-1, chosen[:, None]).squeeze(-1) - logits.logsumexp(-1)
-        token_of, log_prob_of = chosen.tolist(), log_prob.tolist()
-        for row in unfinished:
-            ids[row].append(token_of[row])
-            log_probs[row].append(log_prob_of[row])
-            tail = tokenizer.decode(ids[row][-16:]) if settings.stop else ""
-            finished[row] = token_of[row] in ends or tail.endswith(settings.stop)
-        unfinished = [row for row in unfinished if not finished[row]]
+        for row, token, value in zip(batch, chosen.tolist(), log_prob.tolist(), strict=True):
+            if not finished[row]:
+                ids[row].append(token)
+                log_probs[row].append(value)
+                tail = tokenizer.decode(ids[row][-16:]) if settings.stop else ""
+                finished[row] = token in ends or tail.endswith(settings.stop)
+        unfinished = [i for i, row in enumerate(batch) if not finished[row]]
         if step + 1 == settings.max_new_tokens or not alive(bool(unfinished)):
             break
-        mask = torch.cat([mask, mask.new_ones(rows, 1)], dim=-1)
+        if 0 < len(unfinished) <= len(batch) // 2:  # go on without those that have finished
+            left = torch.tensor(unfinished, device=logits.device)
+            cache.batch_select_indices(left)
+            chosen, mask, positions = chosen[left], mask[left], positions[left]
+            uniform = None if greedy else uniform[left]
+            batch = [batch[i] for i in unfinished]
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=-1)
         logits = scene._step(chosen[:, None], mask, positions, cache)
         positions = positions + 1
     return [Completion(*parts) for parts in zip(ids, finished, log_probs, strict=True)]
@@ -171,18 +181,49 @@ def complete(
 def pack_completions(
     processor: SpatialMLLMProcessor, seen: Mapping[str, Tensor], prompts: Sequence[str], completions: Sequence[Sequence[int]]
 ) -> dict[str, Tensor]:
-    """One packed sequence of a scene and all its (prompt, completion) pairs, as `sft.pack` lays it out; labels are completions."""
+    """One packed sequence of a scene: what is seen | question 1 | its completions | question 2 | its completions | ...
+
+    `completions` holds equally many of every prompt, prompt by prompt. Segments are 0 for what is seen, q * BRANCHES for question
+    q = 1, 2, ... and q * BRANCHES + b for its completion b = 1, 2, ...; labels are the completions.
+    """
     encode = lambda text: processor.tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
-    ids = seen["input_ids"].tolist()
+    ids, group = seen["input_ids"].tolist(), len(completions) // len(prompts)
     labels, segments = [IGNORE] * len(ids), [0] * len(ids)
-    for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True), start=1):
+    for q, prompt in enumerate(prompts, start=1):
         question = encode(processor.suffix(prompt))
-        ids = ids + question + list(completion)
-        labels += [IGNORE] * len(question) + list(completion)
-        segments += [i] * (len(question) + len(completion))
+        ids += question
+        labels += [IGNORE] * len(question)
+        segments += [q * BRANCHES] * len(question)
+        for b, completion in enumerate(completions[(q - 1) * group : q * group], start=1):
+            ids += completion
+            labels += completion
+            segments += [q * BRANCHES + b] * len(completion)
     packed = {"input_ids": ids, "labels": labels, "segments": segments}
     device = seen["input_ids"].device
     return {**seen, **{name: torch.tensor(values, device=device) for name, values in packed.items()}}
+
+
+def branched_mask(segments: Int[Tensor, "batch length"]) -> Bool[Tensor, "batch 1 length length"]:
+    """Who sees whom: causal, and only what is seen, one's own question and one's own segment. Padding (-1) sees itself."""
+    query, key = segments[:, :, None], segments[:, None, :]
+    question = query - query % BRANCHES
+    causal = torch.ones(segments.shape[1], segments.shape[1], dtype=torch.bool, device=segments.device).tril()
+    return (((key == 0) & (query >= 0) | (key == question) | (key == query)) & causal)[:, None]
+
+
+def branched_positions(
+    positions: Int[Tensor, "3 batch length"], segments: Int[Tensor, "batch length"]
+) -> tuple[Int[Tensor, "3 batch length"], Int[Tensor, "batch length"]]:
+    """Rotary positions of the sequence read straight through -> every question right behind what is seen, every completion right
+    behind its question; and the index of the token that each token follows.
+    """
+    index, branch = torch.arange(segments.shape[1], device=segments.device).expand_as(segments), segments % BRANCHES
+    new = torch.cat([torch.zeros_like(segments[:, :1]), segments[:, 1:] != segments[:, :-1]], dim=1).bool()
+    start = torch.where(new, index, 0).cummax(dim=1).values  # where the segment of each token began
+    end = torch.where((segments > 0) & (branch == 0), index, 0).cummax(dim=1).values  # where its question ends
+    answers = (segments > 0) & (branch > 0)
+    moved = packed_positions(positions, segments - branch) - torch.where(answers, start - end - 1, 0)
+    return moved, torch.where(new & answers, end, index - 1)
 
 
 def score(
@@ -190,21 +231,15 @@ def score(
 ) -> Float[Tensor, " tokens"]:
     """Log-probability of every completion token of packed sequences, completion after completion."""
     inputs = {name: value for name, value in batch.items() if name not in ("input_ids", "labels", "segments")}
-    ids, segments, targets = batch["input_ids"], batch["segments"], batch["labels"][:, 1:]
-    positions = packed_positions(rotary_positions(backbone, ids, inputs, (segments >= 0).long()), segments)
-    keep = (targets != IGNORE).any(dim=0).nonzero().squeeze(1)  # logits only where some row has a token to predict
-    output = model(
-        input_ids=ids,
-        attention_mask=packed_mask(segments),
-        position_ids=positions,
-        logits_to_keep=keep,
-        use_cache=False,
-        **inputs,
-    )
-    targets = targets[:, keep]
-    kept = targets != IGNORE
-    logits = tempered(output.logits[kept], temperature, banned)
-    return logits.gather(-1, targets[kept][:, None]).squeeze(-1) - logits.logsumexp(-1)
+    ids, segments, labels = batch["input_ids"], batch["segments"], batch["labels"]
+    straight = rotary_positions(backbone, ids, inputs, (segments >= 0).long())
+    positions, before = branched_positions(straight, segments)
+    row, column = (labels != IGNORE).nonzero(as_tuple=True)
+    keep, kept = before[row, column].unique(return_inverse=True)  # logits only where some row has a token to predict
+    mask = mask_for(backbone.language_model, branched_mask(segments))
+    output = model(input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=keep, use_cache=False, **inputs)
+    logits = tempered(output.logits[row, kept], temperature, banned)
+    return logits.gather(-1, labels[row, column][:, None]).squeeze(-1) - logits.logsumexp(-1)
 
 
 # ---- judge and learn ----
@@ -242,7 +277,7 @@ class Rollouts:
     reference: Float[Tensor, " tokens"] | None = None
 
 
-class GRPOTrainer(Trainer):
+class GRPOTrainer(GroupedTrainer):
     """Hugging Face's Trainer for GRPO. Accumulation, processes, precision, checkpoints and resuming are the Trainer's.
 
     rewards         name -> reward function; `weights` names those that count, and by how much.
@@ -254,8 +289,6 @@ class GRPOTrainer(Trainer):
     adapters the model without them, else a frozen copy; none is kept when beta is 0. Samples go to `samples.jsonl` in the output
     folder.
     """
-
-    create_optimizer = SFTTrainer.create_optimizer  # groups by learning rate
 
     def __init__(
         self,
@@ -298,6 +331,9 @@ class GRPOTrainer(Trainer):
         self._pass = 0
         self._metrics: dict[str, list[float]] = defaultdict(list)
         self.add_callback(_CutSamples(Path(self.args.output_dir) / SAMPLES))
+
+    def parameter_groups(self, model: nn.Module) -> list[dict]:
+        return parameter_groups(model, self.learning_rates, self.args.weight_decay)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> "RepeatedChunks":
         chunk = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
@@ -345,8 +381,7 @@ class GRPOTrainer(Trainer):
 
         packs = []
         for one, some in zip(asked, written, strict=True):
-            prompts = [prompt for prompt in one.prompts for _ in range(settings.group)]
-            packs.append(pack_completions(self.processor, one.seen, prompts, [completion.ids for completion in some]))
+            packs.append(pack_completions(self.processor, one.seen, one.prompts, [completion.ids for completion in some]))
         batch = collate(packs, self.processor.tokenizer.pad_token_id or 0)
         lengths = torch.tensor([len(completion.ids) for completion in completions], device=device)
         row = torch.repeat_interleave(torch.arange(len(completions), device=device), lengths)

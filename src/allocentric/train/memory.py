@@ -44,8 +44,9 @@ QUESTION_TOKENS = 160  # a question with options and the request to reason
 class Load:
     """What one process computes at a time.
 
-    seen, rows, question, written   tokens of what is seen; sequences on it; tokens of each question and each answer.
+    seen, rows, question, written   tokens of what is seen; answers on it; tokens of each question and each answer.
     checkpointing                   activations are recomputed.
+    group                           answers that share a question where they are scored.
     """
 
     seen: int
@@ -53,11 +54,12 @@ class Load:
     question: int
     written: int
     checkpointing: bool
+    group: int = 1
 
     @property
     def packed(self) -> int:
         """Tokens of the sequence that is scored, or trained on."""
-        return self.seen + self.rows * (self.question + self.written)
+        return self.seen + self.rows // self.group * self.question + self.rows * self.written
 
 
 def visual_tokens(frames: int, height: int = 476, width: int = 644, merge: int = 2, patch: int = 14, step: int = 2) -> int:
@@ -116,10 +118,8 @@ def estimate(
 def load_of(recipe: FineTune, tokens: int) -> Load:
     """What one forward pass of the recipe holds."""
     scenes, questions = recipe.optimisation.batch_size, recipe.data.questions if recipe.data else recipe.rooms.questions
-    rows, written = scenes * questions, 16
-    if isinstance(recipe, Reinforce):
-        rows, written = rows * recipe.grpo.group, recipe.grpo.max_new_tokens
-    return Load(scenes * tokens, rows, QUESTION_TOKENS, written, recipe.optimisation.checkpointing)
+    group, written = (recipe.grpo.group, recipe.grpo.max_new_tokens) if isinstance(recipe, Reinforce) else (1, 16)
+    return Load(scenes * tokens, scenes * questions * group, QUESTION_TOKENS, written, recipe.optimisation.checkpointing, group)
 
 
 def config_of(recipe: FineTune) -> SpatialMLLMConfig:
@@ -146,9 +146,7 @@ def memory(
     Console().print(table(model, config, load, gpus, reference, rewarded))
 
 
-def table(
-    model: nn.Module, config: SpatialMLLMConfig, load: Load, gpus: Sequence[int], reference: bool, rollouts: bool
-) -> Table:
+def table(model: nn.Module, config: SpatialMLLMConfig, load: Load, gpus: Sequence[int], reference: bool, rollouts: bool) -> Table:
     """One column per number of GPUs."""
     columns = [estimate(model, config, load, count, reference, rollouts) for count in gpus]
     out = Table("GiB on each GPU", *(f"{count} GPU{'s' if count > 1 else ''}" for count in gpus))

@@ -22,12 +22,13 @@ from torch.utils.data import Dataset
 
 from allocentric.models.processor import SpatialMLLMProcessor
 from allocentric.readers import open_views
-from allocentric.scenes import AnnotatedScene
+from allocentric.scenes import AnnotatedScene, load_scene
 from allocentric.tasks.base import Question, Task
 from allocentric.train.features import RoomFeatures
 from allocentric.train.grpo import Asked
 from allocentric.train.recipe import Annotations
 from allocentric.train.rewards import reasoning_prompt, task_of
+from allocentric.train.sft import pack
 
 SEEN = ("input_ids", "pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
 
@@ -117,6 +118,14 @@ def see(processor: SpatialMLLMProcessor, posed: Posed, root: str | Path, frames:
     return {name: torch.as_tensor(inputs[name]) for name in SEEN if name in inputs} | {"input_ids": inputs["input_ids"][0]}
 
 
+def scene_of(posed: Posed, root: str | Path) -> AnnotatedScene | None:
+    """What is true of the place: known already, or written beside the video in its scene folder (docs/scene_folder.md)."""
+    folder = (Path(root) / posed.paths[0]).parent
+    if posed.scene is None and Path(posed.paths[0]).name == "video.mp4" and (folder / "scene.json").is_file():
+        return load_scene(folder)
+    return posed.scene
+
+
 class AskedScenes(Dataset):
     """Questions of files, at most `data.questions` about one video or set of images together."""
 
@@ -135,7 +144,8 @@ class AskedScenes(Dataset):
         group = self.groups[index]
         questions = [posed.question for posed in group]
         seen = see(self.processor, group[0], self.data.root, self.data.frames)
-        return Asked(seen, [reasoning_prompt(question, self.form) for question in questions], {"question": questions})
+        columns = {"question": questions, "scene": [scene_of(group[0], self.data.root)] * len(questions)}
+        return Asked(seen, [reasoning_prompt(question, self.form) for question in questions], columns)
 
 
 class AskedRooms(Dataset):
@@ -167,13 +177,15 @@ class AskedRooms(Dataset):
         questions = draw_questions(scene, self.tasks, self.questions, np.random.default_rng([self.seed, index]))
         if not questions:
             raise ValueError(f"room {self.rows[index % len(self.rows)]}: found no question of {sorted(self.tasks)} to ask")
-        count = len(features["2d"])
-        text = self.processor.prefix(videos=1).replace("<|video_pad|>", "<|video_pad|>" * count)
-        ids = self.processor.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"][0]
-        seen = {"input_ids": ids, "video_grid_thw": torch.tensor([self.grid])}
-        seen |= {f"video_features_{part}": value for part, value in features.items()}
+        ids = pack(self.processor, [len(features["2d"])], [])["input_ids"]
+        seen = {"input_ids": ids, **cached_inputs(features, self.grid)}
         prompts = [reasoning_prompt(question, self.form) for question in questions]
         return Asked(seen, prompts, {"question": questions, "scene": [scene] * len(questions)})
+
+
+def cached_inputs(features: Mapping[str, Tensor], grid: tuple[int, int, int]) -> dict[str, Tensor]:
+    """The model's inputs that stand for a video whose features are cached; `grid` is that of its patches."""
+    return {"video_grid_thw": torch.tensor([grid])} | {f"video_features_{part}": value for part, value in features.items()}
 
 
 def draw_questions(

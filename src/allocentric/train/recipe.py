@@ -118,6 +118,7 @@ class SFTStage:
 
     think       teaches notes before answers.
     note_error  how inexact the notes are that answers are learned behind, metres (`tasks.notes.blurred`).
+    bare        share of questions put without the benchmark's words around them.
     """
 
     questions: int
@@ -126,6 +127,7 @@ class SFTStage:
     optimisation: Optimisation
     think: bool = False
     note_error: float = 0.0
+    bare: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -515,7 +517,7 @@ KINDS = {
 }
 
 
-def read_recipe(path: Path) -> Recipe | FineTune | Reinforce | Pretrain | GroundingTraining | Spa3VLMTraining:
+def read_recipe(path: Path) -> Recipe | FineTune | Reinforce | Pretrain | Spa3VLMTraining | GroundingTraining | SSRTraining:
     """A recipe from YAML; an unknown, missing or mistyped key is an error that names it."""
     path = Path(path)
     if not path.is_file():

@@ -1,23 +1,24 @@
 """Run a recipe of kind "grpo": a model trained by reward, wholly or with adapters."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from peft import PeftModel
 from torch.utils.data import Dataset
-from transformers import set_seed
+from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
 from allocentric.models.processor import SpatialMLLMProcessor
-from allocentric.models.spatial_mllm import SpatialMLLMForConditionalGeneration
+from allocentric.models.spatial_mllm import SpatialMLLMConfig, SpatialMLLMForConditionalGeneration
 from allocentric.rooms import load_scene
 from allocentric.tasks import TRAINING_TASKS, make_questions
 from allocentric.train.features import RoomFeatures
-from allocentric.train.finetune import accumulation, load_start, merge_adapters, tiny_start, with_adapters
+from allocentric.train.finetune import load_to_train, prepare, tiny_start, train_and_save
 from allocentric.train.grpo import Completer, GRPOTrainer
 from allocentric.train.questions import AskedRooms, AskedScenes, Posed, question_line
-from allocentric.train.recipe import Annotations, Reinforce, Start, resume_point
+from allocentric.train.recipe import Annotations, NanoRooms, Reinforce, Start
 from allocentric.train.rewards import rewards_of
 from allocentric.train.shards import RoomShards, random_generator
 
@@ -31,21 +32,13 @@ def smoke(recipe: Reinforce) -> Reinforce:
     return replace(recipe, start=None, rooms=None, data=data, batch=2, pixel_clamp=None, optimisation=short, grpo=grpo, heldout=())
 
 
-def reinforce(recipe: Reinforce, out: Path, sampler: Completer | None = None) -> None:
+def reinforce(recipe: Reinforce, out: Path, sampler: Completer | None = None, callbacks: Sequence[TrainerCallback] = ()) -> None:
     """Train and save model and processor in `out/model`; adapters also in `out/adapters`. Run again to resume."""
     out = Path(out)
-    target = out / "model"
-    if (target / "config.json").exists():
+    if (out / "model" / "config.json").exists():
         return
-    arguments = replace(recipe.optimisation, accumulate=accumulation(recipe)).arguments(out / "checkpoints")
-    with arguments.main_process_first(local=False):
-        start, data = (recipe.start, recipe.data) if recipe.start else tiny_questions(out / "tiny", recipe.data)
-    recipe = replace(recipe, start=start, data=data)
-
-    set_seed(recipe.optimisation.seed)
-    model, processor = load_start(start, recipe)
-    if recipe.lora:
-        model = with_adapters(model, recipe.lora)
+    recipe, arguments = prepare(recipe, out, tiny_questions)
+    model, processor = load_to_train(recipe)
     train, heldout = datasets(recipe, processor, model)
     if heldout is not None:
         arguments.eval_strategy, arguments.eval_steps = IntervalStrategy.STEPS, recipe.evaluate_every
@@ -58,16 +51,12 @@ def reinforce(recipe: Reinforce, out: Path, sampler: Completer | None = None) ->
         train_dataset=train,
         eval_dataset=heldout,
         learning_rates=recipe.learning_rates,
+        muon=recipe.optimisation.muon,
         sampler=sampler,
         args=arguments,
+        callbacks=list(callbacks),
     )
-    trainer.train(resume_from_checkpoint=resume_point(out / "checkpoints"))
-    trainer.save_model(out / "adapters" if recipe.lora else target)
-    if trainer.is_world_process_zero():
-        (out / "log.json").write_text(json.dumps(trainer.state.log_history))
-        processor.save_pretrained(target)
-        if recipe.lora:
-            merge_adapters(out / "adapters", start, recipe).save_pretrained(target)
+    train_and_save(trainer, recipe, out, processor)
 
 
 def datasets(
@@ -77,11 +66,8 @@ def datasets(
     if recipe.rooms is None:
         heldout = AskedScenes(replace(recipe.data, files=recipe.heldout), processor, recipe.form) if recipe.heldout else None
         return AskedScenes(recipe.data, processor, recipe.form), heldout
-    spec, vision = recipe.rooms, model.config.vision_config
-    shards = RoomShards(Path(spec.run) / "rooms", spec.rooms)
-    features = RoomFeatures(Path(spec.run) / "features", shards)
-    frames, height, width = shards[0].frames.shape[:3]
-    grid = (frames // vision.temporal_patch_size, height // vision.patch_size, width // vision.patch_size)
+    spec = recipe.rooms
+    features, grid = cached_rooms(spec, model.config)
     tasks = {name: (TRAINING_TASKS[name], weight) for name, weight in spec.tasks.items()}
     train = [row for row in range(len(features)) if row % spec.rooms < spec.rooms - spec.heldout]  # mirror images follow the rooms
     ask = lambda rows, seed, rounds: AskedRooms(  # noqa: E731
@@ -89,6 +75,19 @@ def datasets(
     )
     heldout = ask(range(spec.rooms - spec.heldout, spec.rooms), spec.seed + 1, 1) if spec.heldout else None
     return ask(train, spec.seed, 16), heldout
+
+
+def cached_rooms(spec: NanoRooms, config: SpatialMLLMConfig) -> tuple[RoomFeatures, tuple[int, int, int]]:
+    """Rooms with their features, and the grid (frames, rows, columns) of the patches that these stand for."""
+    shards, vision = RoomShards(Path(spec.run) / "rooms", spec.rooms), config.vision_config
+    frames, height, width = shards[0].frames.shape[:3]
+    grid = (frames // vision.temporal_patch_size, height // vision.patch_size, width // vision.patch_size)
+    features = RoomFeatures(Path(spec.run) / "features", shards)
+    if len(features) not in (spec.rooms, 2 * spec.rooms):
+        raise ValueError(
+            f"{spec.run}: found features of {len(features)} rooms, expected {spec.rooms}, or twice as many with mirrored ones"
+        )
+    return features, grid
 
 
 def tiny_questions(folder: Path, data: Annotations) -> tuple[Start, Annotations]:

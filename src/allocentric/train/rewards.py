@@ -13,6 +13,11 @@ from functools import partial
 import numpy as np
 
 from allocentric.answer import END_THINK, THINK, split_notes
+from allocentric.graph.grammar import OPEN, clean_label, parse_map
+from allocentric.graph.metrics import map_quality
+from allocentric.graph.scene_graph import SceneGraph
+from allocentric.graph.solve import solve_layout
+from allocentric.scenes import AnnotatedScene
 from allocentric.tasks import BENCHMARKS, TRAINING_TASKS
 from allocentric.tasks.base import Question, Task
 from allocentric.tasks.vsibench import IN_TAGS, NUMERIC, mean_relative_accuracy, read_number, vsi_prompt
@@ -179,21 +184,32 @@ def length_reward(
     return (BONUS * (good & several & (shortest <= lengths) & (lengths <= longest))).tolist()
 
 
+def map_score(text: str, scene: AnnotatedScene) -> float | None:
+    """How well the map in a text (`graph.grammar`) agrees with the exact one, 0 to 1; None where no map was begun.
+
+    Mean of the F1 of named objects and SpaceR's score of their places, times the share of lines that can be read.
+    """
+    if OPEN not in text:
+        return None
+    graph, written = SceneGraph.from_scene(scene), parse_map(text)
+    nodes = [(clean_label(o.label), o.instance) for o in graph.objects]
+    quality = map_quality(written.triplets, solve_layout(written.triplets), nodes, graph.points, [], written.n_lines)
+    return quality["validity"] * (quality["object_f1"] + quality["spacer"]) / 2
+
+
 def map_reward(
     completions: Sequence[str],
-    scene: Sequence[object] | None = None,
-    score: Callable[[str, object], float | None] | None = None,
+    scene: Sequence[AnnotatedScene | None] | None = None,
+    score: Callable[[str, AnnotatedScene], float | None] = map_score,
     **columns,
 ) -> list[float | None]:
     """How well the map in a completion agrees with the scene, by `score(completion, scene)`; None where no scene is known."""
-    if score is None or scene is None:
+    if scene is None:
         return [None] * len(completions)
     return [None if one is None else score(text, one) for text, one in zip(completions, scene, strict=True)]
 
 
-def rewards_of(
-    form: str = "answer_tags", mra: str = "released", map_score: Callable[[str, object], float | None] | None = None
-) -> Mapping[str, Callable[..., list]]:
+def rewards_of(form: str = "answer_tags", mra: str = "released") -> Mapping[str, Callable[..., list]]:
     """Every reward under the name that recipes weight it by."""
     if form not in FORMS or mra not in MRA_FORMS:
         raise ValueError(f"rewards: found form {form!r} and mra {mra!r}, expected one of {FORMS} and one of {MRA_FORMS}")
@@ -204,5 +220,5 @@ def rewards_of(
         "mra": partial(mra_reward, form=form, mra=mra),
         "levenshtein": partial(levenshtein_reward, form=form),
         "length": partial(length_reward, form=form),
-        "map": partial(map_reward, score=map_score),
+        "map": map_reward,
     }

@@ -23,10 +23,12 @@ def draw_turns(
     rng: np.random.Generator,
     think: bool = False,
     note_error: float = 0.0,
+    bare: float = 0.0,
 ) -> list[Turn]:
     """At most `count` questions; tasks are drawn by weight among those that can ask something here.
 
     `think` puts notes before the answers, which the model is to write exactly but reads with an error (`tasks.notes.blurred`).
+    `bare` is the share of questions put as a person types them, without the benchmark's words around them.
     """
     made = {name: (list(task.make(scene, rng, count)), weight) for name, (task, weight) in tasks.items()}
     turns: list[Turn] = []
@@ -34,7 +36,8 @@ def draw_turns(
         weights = np.array([weight for _, weight in open_])
         name = open_[rng.choice(len(open_), p=weights / weights.sum())][0]
         question = made[name][0].pop()
-        prompt, written = tasks[name][0].prompt(question), notes(scene, question) if think else ""
+        prompt = "\n".join([question.text, *question.options]) if rng.random() < bare else tasks[name][0].prompt(question)
+        written = notes(scene, question) if think else ""
         if written:
             shown = blurred(written, rng, note_error) if note_error else written
             turns.append(Turn(prompt, behind(written, question.answer), behind(shown, question.answer)))
@@ -59,17 +62,19 @@ class RoomQuestions(Dataset):
         see: tuple[str, ...],
         think: bool = False,
         note_error: float = 0.0,
+        bare: float = 0.0,
     ):
         self.features, self.processor = features, processor
         self.tasks, self.questions = tasks, questions
-        self.grid, self.see, self.think, self.note_error = grid, see, think, note_error
+        self.grid, self.see = grid, see
+        self.wording = {"think": think, "note_error": note_error, "bare": bare}
 
     def __len__(self) -> int:
         return len(self.features)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         scene, features = self.features[index]
-        turns = draw_turns(scene, self.tasks, self.questions, random_generator(), self.think, self.note_error)
+        turns = draw_turns(scene, self.tasks, self.questions, random_generator(), **self.wording)
         seen = [len(features["2d"])] if self.see else []
         example = pack(self.processor, seen, turns)
         if self.see:

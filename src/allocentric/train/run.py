@@ -225,7 +225,7 @@ def train_sft(recipe: Recipe, out: Path, variant: str) -> None:
         recipe.rooms.height // vision.patch_size,
         recipe.rooms.width // vision.patch_size,
     )
-    dataset = RoomQuestions(features, processor, tasks, stage.questions, grid, see, stage.think, stage.note_error)
+    dataset = RoomQuestions(features, processor, tasks, stage.questions, grid, see, stage.think, stage.note_error, stage.bare)
     rates = {name: rate for name, rate in stage.learning_rates.items() if see or "language_model" in name}
     if "3d" not in see:
         rates.pop("model.connector", None)

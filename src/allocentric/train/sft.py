@@ -10,10 +10,11 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel
 
 from allocentric.models.processor import SpatialMLLMProcessor
 from allocentric.train.optimizer import GroupedTrainer
@@ -78,6 +79,15 @@ def packed_mask(segments: Int[Tensor, "batch length"]) -> Bool[Tensor, "batch 1 
     return (((key == 0) & (query >= 0) | (key == query)) & causal)[:, None]
 
 
+def mask_for(
+    language_model: PreTrainedModel, seen: Bool[Tensor, "batch 1 length length"]
+) -> Bool[Tensor, "batch 1 length length"] | Float[Tensor, "batch 1 length length"]:
+    """The mask as the model's attention takes it: written out ("eager"), it adds its mask to the scores, even a boolean one."""
+    if language_model.config._attn_implementation != "eager":
+        return seen
+    return torch.zeros((), device=seen.device).masked_fill(~seen, torch.finfo(torch.float32).min)
+
+
 def packed_positions(
     positions: Int[Tensor, "3 batch length"], segments: Int[Tensor, "batch length"]
 ) -> Int[Tensor, "3 batch length"]:
@@ -123,11 +133,9 @@ class SFTTrainer(GroupedTrainer):
         # logits only where some row has an answer token to predict
         targets = labels[:, 1:]
         keep = (targets != IGNORE).any(dim=0).nonzero().squeeze(1)
-        # additive, as every attention implementation takes it
-        hidden = torch.zeros((), device=segments.device).masked_fill(~packed_mask(segments), torch.finfo(torch.float32).min)
         outputs = model(
             **inputs,
-            attention_mask=hidden,
+            attention_mask=mask_for(backbone.language_model, packed_mask(segments)),
             position_ids=packed_positions(positions, segments),
             logits_to_keep=keep,
             use_cache=False,

@@ -48,7 +48,8 @@ def fixed_phrases(texts: Iterable[str], slots: Iterable[str], least: int = 30) -
     slot = "|".join(re.escape(word) for word in sorted(slots, key=len, reverse=True))
     parts = re.compile(rf"\b(?:{slot})\b|\d+(?:\.\d+)?|\n|^[A-D]\. .*", re.MULTILINE)
     counts = Counter(part.rstrip() for text in texts for part in parts.split(text))
-    return sorted(part for part, count in counts.items() if count >= least and len(part.split()) >= 2)
+    # two words at least: what only stands between numbers ("x -") would swallow their signs
+    return sorted(part for part, count in counts.items() if count >= least and len(re.findall(r"[^\W\d_]{2,}", part)) >= 2)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, sentences: Iterable[str] = ()) -> PreTrainedTokenizerFast:
