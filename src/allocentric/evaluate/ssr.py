@@ -135,15 +135,15 @@ def with_maps(
 
 
 def write_answers(
-    model: SSRForConditionalGeneration,
-    processor: SSRProcessor,
+    model: SSRForConditionalGeneration | None,
+    processor: SSRProcessor | None,
     shards: RoomShards,
     form: str,
     plan: Plan,
     file: Path,
     redundancy: int,
 ) -> Iterator[tuple[int, int]]:
-    """Everything that is asked of a model about each room, into a JSONL file; goes on with what it holds."""
+    """Everything that is asked of a model about each room, into a JSONL file; goes on with what it holds. A whole file needs no model."""
     file = Path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
     lines = file.read_text().splitlines(keepends=True) if file.exists() else []
@@ -386,7 +386,7 @@ def render(scores: Mapping, recipe: SSRTraining, plan: Plan) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _cell(value: Sequence[float], times: float = 1, digits: int = 1) -> str:
+def _cell(value: Sequence[float], times: int = 1, digits: int = 1) -> str:
     middle, low, high = (times * v for v in value)
     return f"{middle:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 

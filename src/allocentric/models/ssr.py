@@ -192,7 +192,7 @@ class SSRModel(SpatialMLLMModel):
     def fuse_kept(
         self,
         features_2d: Float[Tensor, "tokens grouped_2d"],
-        features_3d: Float[Tensor, "tokens grouped_3d"],
+        features_3d: Float[Tensor, "kept grouped_3d"],
         image_grid_thw: Int[Tensor, "images 3"],
         mm_token_type_ids: Int[Tensor, "batch length"] | None = None,
     ) -> BaseModelOutputWithPooling:
