@@ -143,7 +143,7 @@ def write_answers(
     file: Path,
     redundancy: int,
 ) -> Iterator[tuple[int, int]]:
-    """Everything that is asked of a model about each room, into a JSONL file; goes on with what it holds. A whole file needs no model."""
+    """Everything that is asked of a model about each room, into a JSONL file; goes on with what it holds (None: all is there)."""
     file = Path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
     lines = file.read_text().splitlines(keepends=True) if file.exists() else []
