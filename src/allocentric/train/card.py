@@ -28,7 +28,7 @@ class CardPlan:
     """How much is asked: rooms of each style, questions per type and room."""
 
     rooms: int = 200
-    per_task: int = 3
+    per_task: int = 2
 
 
 def export(out: Path, folder: Path) -> None:
