@@ -1,6 +1,7 @@
 """Notes before answers say what the answer follows from, and are taken apart again."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from allocentric.geometry.boxes import Box3D
 from allocentric.scenes import AnnotatedScene, SceneObject
 from allocentric.tasks import TRAINING_TASKS, VSI_TASKS
 from allocentric.tasks.base import Question
-from allocentric.tasks.notes import blurred, notes, number_words, with_notes
+from allocentric.tasks.facts import pair_distances
+from allocentric.tasks.notes import behind, blurred, notes, number_words, with_notes, workings
 from allocentric.train.numbers import number_features
 
 
@@ -36,7 +38,8 @@ def asked(task: str, *labels: str, answer: str = "1") -> Question:
 
 def test_places_are_metres_right_of_and_ahead_of_the_first_camera(scene):
     assert notes(scene, asked("object_abs_distance", "sofa", "stove")) == "sofa 0.0 3.0, stove 2.0 0.0"
-    assert with_notes(scene, asked("object_abs_distance", "sofa", answer="2.2")) == "<think>sofa 0.0 3.0</think>2.2"
+    written = with_notes(scene, asked("object_abs_distance", "sofa", "stove", answer="2.2"))
+    assert re.fullmatch("<think>sofa 0.0 3.0, stove 2.0 0.0; 2.0 -3.0 [0-9.]+</think>2.2", written)
 
 
 def test_every_instance_is_counted_from_left_to_right(scene):
@@ -51,6 +54,53 @@ def test_sizes_moments_and_nothing(scene):
     assert notes(scene, asked("object_size_estimation", "sofa")) == "1.0 0.5 0.4"
     assert notes(scene, asked("obj_appearance_order", "sofa", "stove", "chair")) == "sofa 3, stove 0, chair 9"
     assert with_notes(scene, asked("room_size_estimation", answer="20.0")) == "20.0"
+
+
+def test_distances_are_worked_out_from_the_places_as_written(scene):
+    """All boxes are 1.0 x 0.5 x 0.4: along x the sofa and the stove fill 1 m of the way between their centres."""
+    question = asked("object_abs_distance", "sofa", "stove")
+    assert workings(scene, question, notes(scene, question)).startswith("2.0 -3.0 ")
+    straight = pair_distances(scene)[0, 1]
+    filled = np.hypot(2, 3) - straight
+    assert workings(scene, question, "sofa 0.0 3.0, stove 2.0 0.0") == f"2.0 -3.0 {straight:.1f}"
+    assert workings(scene, question, "sofa 0.0 4.0, stove 0.0 0.0") == f"0.0 -4.0 {4 - filled:.1f}"
+    assert workings(scene, question, "sofa 0.0 0.1, stove 0.0 0.0") == "0.0 -0.1 0.0"  # never below zero
+
+    options = ("A. chair", "B. sofa")
+    question = replace(asked("object_rel_distance", "chair", "sofa", "stove"), options=options)
+    near, far = pair_distances(scene)[[1, 1], [3, 0]]
+    assert workings(scene, question, notes(scene, question)) == f"A 0.0 1.0 {near:.1f}, B -2.0 3.0 {far:.1f}"
+
+
+def test_directions_are_worked_out_by_bearings(scene):
+    question = replace(asked("object_rel_direction_easy", "sofa", "stove", "chair"), options=("A. left", "B. right"), answer="B")
+    # one faces (1, 0), to the right, a quarter clockwise from ahead; the chair lies behind, half around: another quarter
+    assert workings(scene, question, "sofa 0.0 3.0, stove 1.0 3.0, chair 0.0 2.0") == "1.0 0.0 1.6, 0.0 -1.0 3.1, 1.6, right"
+    # from facing back (bearing pi) to the left (-pi / 2) it is a quarter, not three
+    assert workings(scene, question, "sofa 0.0 3.0, stove 0.0 1.0, chair -2.0 3.0") == "0.0 -2.0 3.1, -2.0 0.0 -1.6, 1.6, right"
+
+
+@pytest.mark.parametrize("turns_first", [True, False])
+def test_routes_are_worked_out_leg_by_leg(scene, turns_first):
+    turn, bed, stand = "[please fill in]", "Go forward until the bed", "Go forward until the tv stand"
+    actions = (turn, stand) if turns_first else (bed, turn, stand)
+    steps = " ".join(f"{number}. {action}" for number, action in enumerate(actions, start=1))
+    text = (
+        "You are a robot beginning at the coat rack and facing the bed. You want to navigate to the tv stand. You will perform the "
+        f"following actions (Note: for each [please fill in], choose either 'turn back,' 'turn left,' or 'turn right.'): {steps}. "
+        "You have reached the final destination."
+    )
+    question = Question("route_planning", "s", text, ("A. Turn Left", "B. Turn Right"), "A", ("coat rack", "bed", "tv stand"))
+    written = "coat rack 0.0 0.0, bed 0.0 2.0, tv stand -2.0 2.0"
+    first, second = "0.0 2.0 0.0", "-2.0 2.0 -0.8, -0.8" if turns_first else "-2.0 0.0 -1.6, -1.6"
+    assert workings(scene, question, written) == f"{first}, {second}, Turn Left"
+
+
+def test_an_order_is_worked_out_by_sorting(scene):
+    question = asked("obj_appearance_order", "sofa", "stove", "chair")
+    assert workings(scene, question, notes(scene, question)) == "stove, sofa, chair"
+    assert workings(scene, asked("object_counting", "chair"), "chair -3.0 2.0") == ""
+    assert behind("chair -3.0 2.0", "", "1") == "<think>chair -3.0 2.0</think>1" and behind("a", "b", "c") == "<think>a; b</think>c"
 
 
 def test_notes_and_answer_come_apart_again(scene):

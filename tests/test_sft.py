@@ -156,6 +156,18 @@ def test_an_answer_may_be_learned_behind_something_else(processor):
         pack(processor, [], [Turn("How many chairs?", "1.8", shown="12.8")])
 
 
+def test_what_is_given_is_read_and_not_learned(processor):
+    turn = Turn("How many chairs?", "<think>chair 1</think>2", given="<think>chair 1")
+    whole, given = pack(processor, [], [turn._replace(given="")]), pack(processor, [], [turn])
+    assert torch.equal(whole["input_ids"], given["input_ids"])
+    known = len(processor.tokenizer(turn.given, add_special_tokens=False)["input_ids"])
+    first = int((whole["labels"] != IGNORE).nonzero()[0])
+    assert (given["labels"][: first + known] == IGNORE).all()
+    assert torch.equal(given["labels"][first + known :], whole["labels"][first + known :])
+    with pytest.raises(ValueError, match="expected the beginning of"):
+        pack(processor, [], [turn._replace(given="<think>table")])
+
+
 def test_every_way_to_attend_gives_the_packed_loss(processor, tmp_path):
     model = new_model(processor)
     run, batch = trainer(model, tmp_path), collate([example(processor, model, TURNS, 0)], processor.tokenizer.pad_token_id)

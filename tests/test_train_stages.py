@@ -1,6 +1,7 @@
 """Stages of training: cached features stand for the frames, losses are what they claim, and what should learn does."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from allocentric.models.patches import patchify
 from allocentric.models.spatial_mllm import SpatialMLLMConfig, SpatialMLLMModel
 from allocentric.scenes import AnnotatedScene, SceneObject
 from allocentric.tasks import TRAINING_TASKS
+from allocentric.tasks.notes import places
 from allocentric.train.features import RoomFeatures, write_features
 from allocentric.train.geometry import (
     CONFIDENCE_WEIGHT,
@@ -28,9 +30,9 @@ from allocentric.train.geometry import (
     patch_matches,
     pose_error,
 )
-from allocentric.train.room_questions import RoomQuestions, draw_turns
+from allocentric.train.room_questions import Reckoning, RoomQuestions, draw_turns, entered
 from allocentric.train.semantics import POINTS, TokenClassifier, augment_colour, point_categories, token_categories
-from allocentric.train.sft import collate, pack
+from allocentric.train.sft import IGNORE, collate, pack
 from allocentric.train.shards import RoomSample, mirror
 from test_sft import TURNS, example, new_model, processor, trainer  # noqa: F401  (a fixture)
 
@@ -133,6 +135,31 @@ def test_questions_follow_the_weights_of_their_tasks(shards):
     tasks = {name: (task, 1.0 + 2 * (name == "object_counting")) for name, (task, _) in tasks.items()}
     many = [draw_turns(shards[0].scene, tasks, 1, rng) for _ in range(200)]
     assert 0.65 < np.mean(["How many" in turns[0].prompt for turns in many]) < 0.85
+
+
+def test_notes_are_given_and_the_rest_is_reckoned(shards, processor):  # noqa: F811
+    tasks = {name: (TRAINING_TASKS[name], 1.0) for name in ("object_abs_distance", "object_counting", "obj_appearance_order")}
+    torch.manual_seed(0)
+    texts = []
+    for _ in range(8):
+        made = Reckoning(shards, processor, tasks, 3)[1]
+        for turn in range(1, int(made["segments"].max()) + 1):
+            labels = made["labels"][(made["segments"] == turn) & (made["labels"] != IGNORE)]
+            texts.append(processor.tokenizer.decode(labels).removesuffix("<|im_end|>"))
+    worked = [text for text in texts if text.startswith("; ")]
+    assert all("</think>" in text for text in worked)
+    assert any(re.match(r"; -?\d\.\d -?\d\.\d \d\.\d</think>", text) for text in worked)
+    assert any(text.isdigit() for text in texts), "a count follows from the list alone"
+
+
+def test_a_room_is_entered_anywhere_and_stays_the_same_room(shards):
+    scene, rng = shards[0].scene, np.random.default_rng(0)
+    ways = np.array([places(entered(scene, rng)) for _ in range(40)])
+    apart = np.linalg.norm(ways[:, :, None] - ways[:, None], axis=-1)
+    assert np.allclose(apart, apart[0], atol=1e-4)  # distances between objects do not change
+    assert ways[:, 0].std(0).min() > 0.5  # and where they lie does
+    (ax, ay), (bx, by) = (ways[:, i].T - ways[:, 0].T for i in (1, 2))
+    assert 8 < (ax * by > ay * bx).sum() < 32  # half of the time in a mirror
 
 
 # ---- geometry ----
@@ -276,7 +303,7 @@ def test_guidance_is_least_for_the_truth_and_reaches_the_first_and_the_last_toke
     loss = GeometryLoss(vggt, dense_frames=2, guidance=guidance)
     output = loss(**clip)
     output["loss"].backward()
-    assert output["matching_loss"] > 0 and output["place_error"] > 0
+    assert output["matching_loss"] > 0 and output["lookup_loss"] > 0 and output["place_error"] > 0
     assert [name for name, p in loss.named_parameters() if p.grad is None or not p.grad.any()] == []
 
     # the place of each patch's centre, written by hand into the bias of one patch at a time, costs nothing there
@@ -288,10 +315,68 @@ def test_guidance_is_least_for_the_truth_and_reaches_the_first_and_the_last_toke
     only = torch.zeros_like(truth["depth"])
     only[0, 0, 7 + 14 * place[0], 7 + 14 * place[1]] = z[place]
     torch.nn.init.zeros_(guidance.place.weight)
-    guidance.place.bias.data = torch.cat([points[place], z[place][None]])
+    guidance.place.bias.data = torch.cat([points[place], z[place][None], torch.zeros(6)])
     tokens = vggt.aggregate(truth["images"])
-    matching, error = guidance(tokens, only, truth["camera_to_first"], truth["intrinsics"])
-    assert error.item() == pytest.approx(0, abs=1e-6) and matching == 0  # a single frame has nothing to match
+    losses = guidance(vggt, tokens, only, truth["camera_to_first"], truth["intrinsics"])
+    assert losses["place_error"].item() == pytest.approx(
+        1, abs=1e-6
+    )  # what is left: no direction, where one of length 1 was wanted
+    assert losses["matching_loss"] == losses["lookup_loss"] == 0  # a single frame has nothing to match
+
+
+def test_rays_come_from_the_camera_and_point_where_it_looks(clip):
+    """Of the middle patch: along the third column of the camera's rotation, but for the offset of its centre from the image's."""
+    torch.manual_seed(0)
+    vggt = VGGT(VGGTConfig.tiny())
+    guidance = PatchGuidance(vggt)
+    torch.nn.init.zeros_(guidance.place.weight)
+    nowhere = {**clip, "depth": torch.zeros_like(clip["depth"])}
+    tokens = vggt.aggregate(clip["images"])
+    columns = clip["depth"].shape[3] // 14
+    rays = []
+    for pose, k in zip(clip["camera_to_first"][0], clip["intrinsics"][0], strict=True):
+        for patch in range(clip["depth"].shape[2] // 14 * columns):
+            v, u = 7.5 + 14 * (patch // columns), 7.5 + 14 * (patch % columns)
+            ray = pose[:3, :3] @ torch.stack([(u - k[0, 2]) / k[0, 0], (v - k[1, 2]) / k[1, 1], torch.tensor(1.0)])
+            rays.append(torch.cat([pose[:3, 3], ray / ray.norm()]))
+    rays = torch.stack(rays)
+    for guess in (torch.zeros(6), torch.tensor([0.3, -0.2, 0.5, 0.0, 0.6, 0.8])):
+        guidance.place.bias.data = torch.cat([torch.zeros(4), guess])
+        found = guidance(vggt, tokens, nowhere["depth"], clip["camera_to_first"], clip["intrinsics"])["place_error"]
+        expected = (rays[:, :3] - guess[:3]).norm(dim=-1).mean() + (rays[:, 3:] - guess[3:]).norm(dim=-1).mean()
+        assert found.item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_who_looks_everywhere_pays_for_looking_where_nothing_matches(clip):
+    """With all attention equal, a patch with m matches among n tokens costs log(n / m)."""
+    torch.manual_seed(0)
+    vggt = VGGT(VGGTConfig.tiny())
+    for block in vggt.aggregator.global_blocks:
+        torch.nn.init.zeros_(block.attn.q_norm.weight)
+    tokens = vggt.aggregate(clip["images"])
+    lookup = PatchGuidance(vggt)(vggt, tokens, clip["depth"], clip["camera_to_first"], clip["intrinsics"])["lookup_loss"]
+    middle = slice(7, None, 14)
+    points = unproject_depth(clip["depth"], clip["intrinsics"], clip["camera_to_first"], fill=0.0)[:, :, middle, middle].flatten(
+        2, 3
+    )
+    valid = clip["depth"][:, :, middle, middle].flatten(2) > 0
+    matches = patch_matches(points, valid, clip["depth"], clip["camera_to_first"], clip["intrinsics"], 14)[0]
+    frames = len(matches)
+    count = ((matches >= 0) & ~torch.eye(frames, dtype=torch.bool)[:, None]).sum(-1)
+    everything = frames * tokens[0].shape[2]
+    assert lookup.item() == pytest.approx((everything / count[count > 0]).log().mean().item(), rel=1e-5)
+
+
+def test_heads_that_wait_cost_nothing_and_learn_nothing(clip):
+    torch.manual_seed(0)
+    vggt = VGGT(VGGTConfig.tiny())
+    loss = GeometryLoss(vggt, dense_frames=0, guidance=PatchGuidance(vggt))
+    output = loss(**clip)
+    output["loss"].backward()
+    assert "depth_error" not in output
+    assert all(p.grad is None for head in (vggt.depth_head, vggt.point_head) for p in head.parameters())
+    rest = [p for name, p in loss.named_parameters() if "depth_head" not in name and "point_head" not in name]
+    assert all(p.grad is not None and p.grad.any() for p in rest)
 
 
 def test_only_the_decoded_frames_cost(clip, monkeypatch):

@@ -79,15 +79,19 @@ class Attention(nn.Module):
     ) -> Float[Tensor, "batch token dim"]:
         """`context`: the first so many tokens see only each other, the others see all; None: all see all."""
         batch, tokens, _ = x.shape
-        q, k, v = self.qkv(x).view(batch, tokens, 3, self.num_heads, self.head_dim).unbind(2)
-        q, k = _place(q, self.q_norm, rotation), _place(k, self.k_norm, rotation)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        q, k, v = self.project(x, rotation)
         if context is None:
             out = attend(q, k, v)
         else:  # two calls stand for the block mask, which would be tokens x tokens large and rule out fast kernels
             first = attend(q[:, :, :context], k[:, :, :context], v[:, :, :context])
             out = torch.cat([first, attend(q[:, :, context:], k, v)], dim=2)
         return self.proj(out.transpose(1, 2).reshape(batch, tokens, -1))
+
+    def project(self, x: Float[Tensor, "batch token dim"], rotation: Rotation | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, (batch, head, token, head dim) each, as they meet."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).unbind(2)
+        q, k = _place(q, self.q_norm, rotation), _place(k, self.k_norm, rotation)
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
 
 def _place(x: Tensor, norm: nn.Module | None, rotation: Rotation | None) -> Tensor:

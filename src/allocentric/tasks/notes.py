@@ -1,11 +1,14 @@
 """Notes: what to write down before answering. Computed from the annotation, they teach a model to look first and to reckon then.
 
-    <think>sofa -1.2 3.4, stove 0.8 2.0</think>1.6
+    <think>sofa -1.2 3.4, stove 0.8 2.0; 2.0 -1.4 1.6</think>1.6
 
-Positions are metres to the right and ahead of the first camera, as in `object_position`.
+What was seen comes first: places, metres to the right and ahead of the first camera, as in `object_position`; sizes; or moments.
+What follows from it comes behind the semicolon (`workings`): a small model does one step at a time or none.
 """
 
+import math
 import re
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Float
@@ -15,22 +18,24 @@ from allocentric.geometry.boxes import Box3D
 from allocentric.scenes import AnnotatedScene
 from allocentric.tasks.appearance_order import first_frames
 from allocentric.tasks.base import Question
-from allocentric.tasks.facts import indices_of, seen, the_box
+from allocentric.tasks.facts import indices_of, pair_distances, seen, the_box
 from allocentric.tasks.object_position import first_heading
+from allocentric.tasks.route_planning import described_legs
 
 MOMENTS = 16  # the video's length in the notes on when something appears
 MOST = 9.9  # metres; the greatest number in notes
+PLACE = re.compile(r"([^,]+?) (-?\d+\.\d) (-?\d+\.\d)(?:, |$)")
 
 
 def with_notes(scene: AnnotatedScene, question: Question) -> str:
     """The answer, with notes before it where the question has any."""
     written = notes(scene, question)
-    return behind(written, question.answer) if written else question.answer
+    return behind(written, workings(scene, question, written), question.answer) if written else question.answer
 
 
-def behind(written: str, answer: str) -> str:
-    """The answer behind its notes."""
-    return f"{THINK}{written}{END_THINK}{answer}"
+def behind(written: str, worked: str, answer: str) -> str:
+    """The answer behind its notes and what was worked out from them."""
+    return f"{THINK}{written}{'; ' if worked else ''}{worked}{END_THINK}{answer}"
 
 
 def notes(scene: AnnotatedScene, question: Question) -> str:
@@ -51,6 +56,51 @@ def notes(scene: AnnotatedScene, question: Question) -> str:
         nearest = min(indices_of(scene, label), key=lambda i: float(np.hypot(*(where[i] - where[last]))))
         written.append(place_note(label, where[nearest]))
     return ", ".join(written)
+
+
+def workings(scene: AnnotatedScene, question: Question, written: str) -> str:
+    """The way from what is written to the answer, by the places as written (they may be inexact); empty where there is none to go.
+
+    From one place to another: metres to the right and ahead, then what is asked of it, either the distance between the closest
+    points, for which the scene says how much of the way the objects themselves take up, or the bearing in radians, clockwise.
+
+        object_abs_distance    way and distance
+        object_rel_distance    of each option its letter, way to what it is measured from, and distance
+        object_rel_direction   way and bearing of what is faced and of what is asked for, the angle from one to the other, its name
+        route_planning         way and bearing of each leg, the angles between them, their names
+        obj_appearance_order   the order
+    """
+    if question.task == "obj_appearance_order":
+        moments = {label: int(when) for label, when in re.findall(r"([^,]+?) (\d+)(?:, |$)", written)}
+        return ", ".join(sorted(moments, key=moments.__getitem__))
+    at = {label: np.array([float(x), float(y)]) for label, x, y in PLACE.findall(written)}
+    if question.task == "object_abs_distance":
+        return _way_and_distance(scene, at, *question.objects)
+    if question.task == "object_rel_distance":
+        *labels, anchor = question.objects
+        letters = (option.partition(".")[0] for option in question.options)
+        return ", ".join(f"{a} {_way_and_distance(scene, at, anchor, b)}" for a, b in zip(letters, labels, strict=True))
+    if question.task.startswith("object_rel_direction"):
+        standing, facing, query = question.objects
+        legs = [(standing, facing), (standing, query)]
+    elif question.task == "route_planning":
+        legs = described_legs(question.text)
+    else:
+        return ""
+    ways = [at[b] - at[a] for a, b in legs]
+    bearings = [math.atan2(x, y) for x, y in ways]
+    turns = [math.remainder(after - before, math.tau) for before, after in pairwise(bearings)]
+    told = ", ".join(f"{_number(x)} {_number(y)} {_number(bearing)}" for (x, y), bearing in zip(ways, bearings, strict=True))
+    chosen = next(option for option in question.options if option.startswith(f"{question.answer}."))
+    return f"{told}, {' '.join(map(_number, turns))}, {chosen.partition('. ')[2]}"
+
+
+def _way_and_distance(scene: AnnotatedScene, at: dict[str, Float[np.ndarray, "2"]], a: str, b: str) -> str:
+    way = at[b] - at[a]
+    there, meters = places(scene), pair_distances(scene)
+    first, second = min(((i, j) for i in indices_of(scene, a) for j in indices_of(scene, b)), key=lambda pair: float(meters[pair]))
+    filled = float(np.hypot(*(there[second] - there[first]))) - float(meters[first, second])
+    return f"{_number(way[0])} {_number(way[1])} {_number(max(float(np.hypot(*way)) - filled, 0.0))}"
 
 
 def blurred(written: str, rng: np.random.Generator, error: float) -> str:

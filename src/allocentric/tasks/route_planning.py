@@ -1,6 +1,7 @@
 """Route planning: fill in the turns of a walk from object to object."""
 
 import math
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -182,6 +183,14 @@ def _hits(start: np.ndarray, end: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     one, other = (-half - p) / along, (half - p) / along
     enter, leave = np.minimum(one, other).max(-1), np.maximum(one, other).min(-1)
     return (enter <= leave) & (leave >= 0) & (enter <= 1)
+
+
+def described_legs(text: str) -> list[tuple[str, str]]:
+    """From where to where one looks or walks in a question of this task, label by label: at first, and then at each turn."""
+    start, facing = re.search(r"beginning at the (.+?) and facing the (.+?)\. You want", text).groups()
+    stops = re.findall(r"Go forward until the (.+?)(?= \d+\. |\. You have)", text)
+    legs = list(zip((start, *stops), stops, strict=False))
+    return legs if stops[0] == facing else [(start, facing), *legs]
 
 
 def _text(start: str, faced: str, stops: list[str], turns_first: bool) -> str:

@@ -16,9 +16,7 @@ from allocentric.train.shards import RoomShards, mirror, mirror_scene
 PARTS = ("2d", "3d")
 
 
-def write_features(
-    folder: Path, model: nn.Module, shards: RoomShards, mirrored: bool, block: int = 8
-) -> Iterator[tuple[int, int]]:
+def write_features(folder: Path, model: nn.Module, shards: RoomShards, mirrored: bool, block: int = 8) -> Iterator[tuple[int, int]]:
     """Encode every room, and its mirror image too if asked; yields (done, total). Continues where an interrupted run stopped.
 
     Row i holds room i; with `mirrored`, row len(shards) + i holds its mirror image. float16, (rows, tokens, channels) per part.

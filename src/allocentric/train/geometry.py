@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from allocentric.encoders.layers import rope_2d
 from allocentric.encoders.vggt import VGGT
 from allocentric.geometry.cameras import encode_pose, invert_rigid, project, unproject_depth
 from allocentric.train.semantics import augment_colour
@@ -116,37 +117,45 @@ def patch_matches(
 
 
 class PatchGuidance(nn.Module):
-    """Helps a VGGT from scratch off the ground; belongs to training and is not kept.
+    """Helps a VGGT from scratch off the ground; belongs to training and is not kept. Three losses on patch tokens:
 
-    Two linear layers on patch tokens. One makes descriptors from the first frame block, which has seen its own frame alone, and
-    learns by InfoNCE which patches of two frames show the same place, as MASt3R does (arXiv 2406.09756, section 3.2): cameras
-    cannot be found before something matches. The other reads the place of each patch's centre from the last tokens, in every
-    frame and for next to nothing, where the dense heads decode a few frames.
+    matching   Descriptors, linear in the first frame block's tokens (which have seen their own frame alone), learn by InfoNCE which
+               patches of two frames show the same place, as in MASt3R (arXiv 2406.09756, section 3.2).
+    lookup     The first head of every global block learns to look there: -log of what it gives to all patches that show the same
+               place. Left to themselves heads take very long to find that matches are worth a look, and no camera is found before.
+    place      Linear in the last tokens, for every frame and next to nothing, where the dense heads decode a few frames: the place
+               of each patch's centre, its depth, and the ray it is seen along (from where, and which way, as in Depth Anything 3,
+               arXiv 2511.10647). Once each patch knows its ray, the camera token has but to collect them.
     """
 
     def __init__(self, vggt: VGGT, width: int = 64, temperature: float = 0.1):
         super().__init__()
         self.config, self.temperature = vggt.config, temperature
         self.describe = nn.Linear(vggt.config.embed_dim, width)
-        self.place = nn.Linear(2 * vggt.config.embed_dim, 4)
+        self.place = nn.Linear(2 * vggt.config.embed_dim, 10)  # place, depth, origin and direction of the ray
 
     def forward(
         self,
+        vggt: VGGT,
         tokens: list[Float[Tensor, "b s t c2"]],
         depth: Float[Tensor, "b s h w"],
         camera_to_first: Float[Tensor, "b s 4 4"],
         intrinsics: Float[Tensor, "b s 3 3"],
-    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-        """Matching loss (nats) and mean error of patch centres: metres in the first camera's axes, and metres of depth."""
+    ) -> dict[str, Float[Tensor, ""]]:
+        """The losses by name: nats, nats, and the sum of four mean errors (metres; for directions, between unit vectors)."""
         special, patch = self.config.special_tokens, self.config.patch_size
         middle = slice(patch // 2, None, patch)
         points = unproject_depth(depth, intrinsics, camera_to_first, fill=0.0)[:, :, middle, middle].flatten(2, 3)
         z = depth[:, :, middle, middle].flatten(2)
         valid = z > 0
+        origin = camera_to_first[:, :, None, :3, 3]
+        ahead = unproject_depth(torch.ones_like(depth), intrinsics, camera_to_first, fill=0.0)[:, :, middle, middle].flatten(2, 3)
+        direction = nn.functional.normalize(ahead - origin, dim=-1)
 
-        placed = self.place(tokens[-1][:, :, special:]).float()
-        error = (placed[..., :3] - points).norm(dim=-1) + (placed[..., 3] - z).abs()
-        place_loss = (error * valid).sum() / valid.sum().clamp(min=1)
+        at, far, seen_from, along = self.place(tokens[-1][:, :, special:]).float().split((3, 1, 3, 3), dim=-1)
+        placed = (at - points).norm(dim=-1) + (far[..., 0] - z).abs()
+        ray = (seen_from - origin).norm(dim=-1) + (along - direction).norm(dim=-1)
+        place = (placed * valid).sum() / valid.sum().clamp(min=1) + ray.mean()
 
         matches = patch_matches(points, valid, depth, camera_to_first, intrinsics, patch)
         frames = torch.arange(depth.shape[1], device=depth.device)
@@ -154,17 +163,45 @@ class PatchGuidance(nn.Module):
         described = nn.functional.normalize(self.describe(tokens[0][:, :, special:, : self.config.embed_dim]).float(), dim=-1)
         likeness = torch.einsum("bspc,btqc->bsptq", described, described) / self.temperature
         right = likeness.log_softmax(-1).gather(-1, matches.clamp(min=0)[..., None])[..., 0]
-        return -(right * found).sum() / found.sum().clamp(min=1), place_loss
+        matching = -(right * found).sum() / found.sum().clamp(min=1)
+
+        grid = (depth.shape[2] // patch, depth.shape[3] // patch)
+        return {"matching_loss": matching, "lookup_loss": self._lookup(vggt, tokens, matches, found, grid), "place_error": place}
+
+    def _lookup(
+        self,
+        vggt: VGGT,
+        tokens: list[Float[Tensor, "b s t c2"]],
+        matches: Int[Tensor, "b s p s"],
+        found: Bool[Tensor, "b s p s"],
+        grid: tuple[int, int],
+    ) -> Float[Tensor, ""]:
+        """-log of the attention that patches with matches pay to all of them, mean over global blocks."""
+        config, (b, s, p) = self.config, matches.shape[:3]
+        special, c = config.special_tokens, config.embed_dim
+        rotation = rope_2d(*grid, special, c // config.num_heads, config.rope_freq, matches.device)
+        wanted = torch.zeros(b, s, p, s, p, dtype=torch.bool, device=matches.device)
+        wanted = nn.functional.pad(wanted.scatter(-1, matches.clamp(min=0)[..., None], found[..., None]), (special, 0)).flatten(3)
+        some, losses = found.any(-1), []
+        for pair, level in zip(config.dpt_layers, tokens, strict=True):
+            block = vggt.aggregator.global_blocks[pair]
+            within = level[..., :c].flatten(1, 2)  # what the frame block leaves is what the global block gets
+            q, k, _ = block.attn.project(block.norm1(within), rotation)
+            q = q[:, 0].unflatten(1, (s, -1))[:, :, special:]
+            paid = (torch.einsum("bspc,bnc->bspn", q.float(), k[:, 0].float()) * q.shape[-1] ** -0.5).log_softmax(-1)
+            right = paid.masked_fill(~wanted, -1e4).logsumexp(-1)
+            losses.append(-(right * some).sum() / some.sum().clamp(min=1))
+        return torch.stack(losses).mean()
 
 
 class GeometryLoss(nn.Module):
     """VGGT with its training loss: cameras of every iteration, depth and points of a few frames of the clip.
 
     The dense heads cost most of the time and need no context of their own, so `dense_frames` random frames (the first always among
-    them) are decoded per step. `guidance` adds the losses on patches.
+    them) are decoded per step; with 0 the heads wait. `guidance` adds the losses on patches.
     """
 
-    def __init__(self, vggt: VGGT, dense_frames: int = 4, camera_weight: float = 5.0, guidance: PatchGuidance | None = None):
+    def __init__(self, vggt: VGGT, dense_frames: int = 4, camera_weight: float = 10.0, guidance: PatchGuidance | None = None):
         super().__init__()
         self.vggt, self.dense_frames, self.camera_weight = vggt, dense_frames, camera_weight
         self.guidance = guidance
@@ -186,26 +223,25 @@ class GeometryLoss(nn.Module):
             iterations
         )
 
-        rest = torch.randperm(frames - 1, device=images.device)[: self.dense_frames - 1] + 1
-        chosen = torch.cat([rest.new_zeros(1), rest])
-        some_depth, valid = depth[:, chosen], depth[:, chosen] > 0
-        points = unproject_depth(some_depth, intrinsics[:, chosen], camera_to_first[:, chosen], fill=0.0)
-        some_tokens = [layer[:, chosen] for layer in tokens]
-        (d, d_conf), (p, p_conf) = vggt.depth_head(some_tokens, size), vggt.point_head(some_tokens, size)
-        depth_loss = confident_regression(d, some_depth[..., None], d_conf, valid) + gradient_loss(d, some_depth[..., None], valid)
-        point_loss = confident_regression(p, points, p_conf, valid) + gradient_loss(p, points, valid)
-        loss = self.camera_weight * camera + depth_loss + point_loss
-        parts = {}
+        loss, parts = self.camera_weight * camera, {"camera_loss": camera.detach()}
         if self.guidance is not None:
-            matching, place = self.guidance(tokens, depth, camera_to_first, intrinsics)
-            loss = loss + matching + place
-            parts = {"matching_loss": matching.detach(), "place_error": place.detach()}
-        return parts | {
-            "loss": loss,
-            "camera_loss": camera.detach(),
-            "depth_error": ((d[..., 0] - some_depth).abs() * valid).sum().detach() / valid.sum().clamp(min=1),
-            "point_error": ((p - points).norm(dim=-1) * valid).sum().detach() / valid.sum().clamp(min=1),
-        }
+            guided = self.guidance(vggt, tokens, depth, camera_to_first, intrinsics)
+            loss = loss + sum(guided.values())
+            parts |= {name: value.detach() for name, value in guided.items()}
+        if self.dense_frames:
+            rest = torch.randperm(frames - 1, device=images.device)[: self.dense_frames - 1] + 1
+            chosen = torch.cat([rest.new_zeros(1), rest])
+            some_depth, valid = depth[:, chosen], depth[:, chosen] > 0
+            points = unproject_depth(some_depth, intrinsics[:, chosen], camera_to_first[:, chosen], fill=0.0)
+            some_tokens = [layer[:, chosen] for layer in tokens]
+            (d, d_conf), (p, p_conf) = vggt.depth_head(some_tokens, size), vggt.point_head(some_tokens, size)
+            for found, truth, confidence in ((d, some_depth[..., None], d_conf), (p, points, p_conf)):
+                loss = loss + confident_regression(found, truth, confidence, valid) + gradient_loss(found, truth, valid)
+            parts |= {
+                "depth_error": ((d[..., 0] - some_depth).abs() * valid).sum().detach() / valid.sum().clamp(min=1),
+                "point_error": ((p - points).norm(dim=-1) * valid).sum().detach() / valid.sum().clamp(min=1),
+            }
+        return parts | {"loss": loss}
 
 
 def pose_error(predicted: Float[Tensor, "b s 9"], target: Float[Tensor, "b s 9"]) -> Float[Tensor, ""]:

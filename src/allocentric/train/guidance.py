@@ -49,9 +49,7 @@ def point_maps(points: Float[Tensor, "b v h w 3"], camera_to_world: Float[Tensor
     }
 
 
-def point_map_loss(
-    points: Float[Tensor, "b v h w 3"], confidence: Float[Tensor, "b v h w"], target: PointMap
-) -> Float[Tensor, ""]:
+def point_map_loss(points: Float[Tensor, "b v h w 3"], confidence: Float[Tensor, "b v h w"], target: PointMap) -> Float[Tensor, ""]:
     """Confidence-weighted distance of two point maps, each divided by its mean distance from the origin over all views.
 
     mean(C |x / z - y / z'| - 0.2 log C) over measured pixels (DUSt3R, equation 4). Scale-free in both maps; unmeasured pixels take

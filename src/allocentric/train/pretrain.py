@@ -550,9 +550,7 @@ def heldout_scenes(recipe: Pretrain, out: Path, progress=None, workers: int = 2)
     return RoomScenes(room_shards(folder, data.heldout, recipe, progress, workers, HELDOUT_SEED))
 
 
-def room_shards(
-    folder: Path, count: int, recipe: Pretrain, progress=None, workers: int = 2, first_seed: int = 0
-) -> RoomShards:
+def room_shards(folder: Path, count: int, recipe: Pretrain, progress=None, workers: int = 2, first_seed: int = 0) -> RoomShards:
     spec = RoomsSpec(count, first_seed, frames=recipe.data.frames)
     steps = write_rooms(folder, spec, workers)
     if progress is None:

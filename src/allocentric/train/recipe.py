@@ -135,6 +135,7 @@ class Recipe:
     """A small Spatial-MLLM from nothing but procedural rooms.
 
     matching   the start of `geometry`, on short clips: there matching views is learned, at a fraction of the cost of long ones.
+    reckoning  what the language model learns before it sees anything: `questions` per sequence whose notes are given.
     """
 
     model: dict[str, Any]
@@ -143,6 +144,7 @@ class Recipe:
     matching: GeometryStage
     geometry: GeometryStage
     semantics: SemanticsStage
+    reckoning: SFTStage
     sft: SFTStage
     mirrored: bool = True
 

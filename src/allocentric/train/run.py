@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.utils.data import Dataset
 from transformers import Qwen2VLImageProcessor, Qwen2VLVideoProcessor, set_seed
 
 from allocentric import rooms
@@ -24,8 +25,8 @@ from allocentric.train.features import RoomFeatures, write_features
 from allocentric.train.geometry import GeometricRooms, GeometryLoss, PatchGuidance, collate_clips
 from allocentric.train.numbers import number_features
 from allocentric.train.optimizer import GroupedTrainer
-from allocentric.train.recipe import GeometryStage, Optimisation, Recipe, resume_point
-from allocentric.train.room_questions import RoomQuestions, draw_turns
+from allocentric.train.recipe import GeometryStage, Optimisation, Recipe, SFTStage, resume_point
+from allocentric.train.room_questions import Reckoning, RoomQuestions, draw_turns
 from allocentric.train.semantics import SemanticRooms, TokenClassifier
 from allocentric.train.sft import SFTTrainer, collate
 from allocentric.train.shards import SHARD_SIZE, RoomShards, random_generator, write_rooms
@@ -38,9 +39,10 @@ OPTION_PHRASES = ("Options:", "\nA.", "\nB.", "\nC.", "\nD.")
 Progress = Callable[[str, Iterable[tuple[int, int]]], None]
 
 # What each way of seeing gives the language model. The controls are trained like nano, on the same questions for as many steps.
+NO_SPACE = {"use_spatial": False, "spatial_config": None, "connector_config": None}
 VARIANTS = {"nano": ("2d", "3d"), "2d-only": ("2d",), "blind": ()}
-ENCODERS = ("matching", "geometry", "semantics")
-STAGES = ("rooms", "tokenizer", *ENCODERS, "features", *(f"sft-{name}" for name in VARIANTS), "package", "card")
+TRAINED_FIRST = ("matching", "geometry", "semantics", "reckoning")
+STAGES = ("rooms", "tokenizer", *TRAINED_FIRST, "features", *(f"sft-{name}" for name in VARIANTS), "package", "card")
 
 
 def smoke(recipe: Recipe) -> Recipe:
@@ -53,6 +55,7 @@ def smoke(recipe: Recipe) -> Recipe:
         matching=replace(recipe.matching, optimisation=short(recipe.matching.optimisation)),
         geometry=replace(recipe.geometry, optimisation=short(recipe.geometry.optimisation)),
         semantics=replace(recipe.semantics, optimisation=short(recipe.semantics.optimisation)),
+        reckoning=replace(recipe.reckoning, optimisation=short(recipe.reckoning.optimisation)),
         sft=replace(recipe.sft, questions=4, optimisation=short(recipe.sft.optimisation)),
     )
 
@@ -74,6 +77,8 @@ def run(recipe: Recipe, out: Path, progress: Progress, stages: Iterable[str] = S
             train_geometry(recipe, out, recipe.geometry, out / "geometry", start=out / "matching")
         elif stage == "semantics":
             train_semantics(recipe, out)
+        elif stage == "reckoning":
+            train_reckoning(recipe, out)
         elif stage == "features":
             model = assemble(recipe, out).model.eval()
             progress("features", write_features(out / "features", model, training_rooms(recipe, out), recipe.mirrored))
@@ -181,7 +186,7 @@ def train_semantics(recipe: Recipe, out: Path) -> None:
     if (folder / "visual.safetensors").exists():
         return
     set_seed(stage.optimisation.seed)
-    model = SpatialMLLMModel(model_config(recipe, out, use_spatial=False, spatial_config=None, connector_config=None))
+    model = SpatialMLLMModel(model_config(recipe, out, **NO_SPACE))
     classifier = TokenClassifier(model, len(rooms.LABELS))
     dataset = SemanticRooms(training_rooms(recipe, out), rooms.LABELS, model, stage.frames)
     _train(classifier, stage.optimisation, folder, dataset, _concatenate)
@@ -192,14 +197,47 @@ def _concatenate(examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Ten
     return {key: torch.cat([example[key] for example in examples]) for key in examples[0]}
 
 
-def assemble(recipe: Recipe, out: Path, **changes) -> SpatialMLLMForConditionalGeneration:
-    """The model with its trained encoders and a language model that has learned nothing yet."""
-    set_seed(recipe.sft.optimisation.seed)
-    model = SpatialMLLMForConditionalGeneration(model_config(recipe, out, **changes))
+def train_reckoning(recipe: Recipe, out: Path) -> None:
+    """Train the language model alone on what follows from notes."""
+    folder, stage = out / "reckoning", recipe.reckoning
+    if (folder / "language_model.safetensors").exists():
+        return
+    set_seed(stage.optimisation.seed)
+    model, processor = SpatialMLLMForConditionalGeneration(model_config(recipe, out, **NO_SPACE)), load_processor(out)
+    number_embeddings(model, processor)
+    tasks = {name: (TRAINING_TASKS[name], weight) for name, weight in stage.tasks.items()}
+    dataset = Reckoning(training_rooms(recipe, out), processor, tasks, stage.questions, stage.note_error, stage.bare)
+    train_on_questions(model, processor, stage, dataset, folder, stage.learning_rates)
+    save_file(model.model.language_model.state_dict(), folder / "language_model.safetensors")
+
+
+def number_embeddings(model: SpatialMLLMForConditionalGeneration, processor: SpatialMLLMProcessor) -> None:
+    """Let near numbers begin alike (`train.numbers`)."""
     numbers, embedding = number_words(), model.get_input_embeddings().weight
-    ids = load_processor(out).tokenizer.convert_tokens_to_ids(list(numbers))
+    ids = processor.tokenizer.convert_tokens_to_ids(list(numbers))
     with torch.no_grad():
         embedding[ids] = number_features(list(numbers.values()), embedding.shape[1], model.config.text_config.initializer_range)
+
+
+def train_on_questions(
+    model: SpatialMLLMForConditionalGeneration,
+    processor: SpatialMLLMProcessor,
+    stage: SFTStage,
+    dataset: Dataset,
+    folder: Path,
+    learning_rates: dict[str, float],
+) -> None:
+    if not torch.cuda.is_available():
+        model.model.language_model.set_attn_implementation("eager")  # on a CPU the fused kernel's backward pass takes far longer
+    collator = partial(collate, pad_token_id=processor.tokenizer.pad_token_id)
+    _train(model, stage.optimisation, folder, dataset, collator, SFTTrainer, learning_rates=learning_rates)
+
+
+def assemble(recipe: Recipe, out: Path, **changes) -> SpatialMLLMForConditionalGeneration:
+    """The model with its trained encoders and a language model that can reckon but has seen nothing yet."""
+    set_seed(recipe.sft.optimisation.seed)
+    model = SpatialMLLMForConditionalGeneration(model_config(recipe, out, **changes))
+    model.model.language_model.load_state_dict(load_file(out / "reckoning" / "language_model.safetensors"))
     model.model.visual.load_state_dict(load_file(out / "semantics" / "visual.safetensors"))
     if model.model.spatial_encoder is not None:
         vggt = new_vggt(recipe)
@@ -213,10 +251,7 @@ def train_sft(recipe: Recipe, out: Path, variant: str) -> None:
     stage, see, target = recipe.sft, VARIANTS[variant], out / variant
     if (target / "config.json").exists():
         return
-    changes = {} if "3d" in see else {"use_spatial": False, "spatial_config": None, "connector_config": None}
-    model, processor = assemble(recipe, out, **changes), load_processor(out)
-    if not torch.cuda.is_available():
-        model.model.language_model.set_attn_implementation("eager")  # on a CPU the fused kernel's backward pass takes far longer
+    model, processor = assemble(recipe, out, **({} if "3d" in see else NO_SPACE)), load_processor(out)
     features = RoomFeatures(out / "features", training_rooms(recipe, out))
     tasks = {name: (TRAINING_TASKS[name], weight) for name, weight in stage.tasks.items()}
     vision = model.config.vision_config
@@ -229,7 +264,6 @@ def train_sft(recipe: Recipe, out: Path, variant: str) -> None:
     rates = {name: rate for name, rate in stage.learning_rates.items() if see or "language_model" in name}
     if "3d" not in see:
         rates.pop("model.connector", None)
-    collator = partial(collate, pad_token_id=processor.tokenizer.pad_token_id)
-    _train(model, stage.optimisation, out / f"sft-{variant}", dataset, collator, SFTTrainer, learning_rates=rates)
+    train_on_questions(model, processor, stage, dataset, out / f"sft-{variant}", rates)
     model.save_pretrained(target)
     processor.save_pretrained(target)

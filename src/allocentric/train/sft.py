@@ -26,11 +26,13 @@ class Turn(NamedTuple):
     """One question put to the model, as prompted, and the answer it should give.
 
     shown   what stands in the sequence in the answer's place, as many tokens long; None: the answer itself.
+    given   how the answer begins where that is not to be learned.
     """
 
     prompt: str
     answer: str
     shown: str | None = None
+    given: str = ""
 
 
 def pack(
@@ -50,8 +52,11 @@ def pack(
         shown = answer if turn.shown is None else encode(turn.shown + "<|im_end|>")
         if len(shown) != len(answer):
             raise ValueError(f"{turn.shown!r}: found {len(shown)} tokens, expected the {len(answer)} of {turn.answer!r}")
+        given = encode(turn.given)
+        if shown[: len(given)] != given:
+            raise ValueError(f"{turn.given!r}: expected the beginning of {turn.shown or turn.answer!r}, token by token")
         ids += question + shown
-        labels += [IGNORE] * len(question) + answer
+        labels += [IGNORE] * (len(question) + len(given)) + answer[len(given) :]
         segments += [i] * (len(question) + len(answer))
     return {"input_ids": torch.tensor(ids), "labels": torch.tensor(labels), "segments": torch.tensor(segments)}
 

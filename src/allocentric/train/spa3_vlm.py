@@ -124,7 +124,7 @@ def scene_encoder(variant: Spa3Variant, pretraining: Pretrain, out: Path, progre
 
 def assemble(nano: Recipe, source: Path, variant: Spa3Variant, encoder: Spa3REncoder) -> Spa3VLMForConditionalGeneration:
     """nano's control without geometry, before its fine-tuning, with a scene encoder and a connector that adds nothing yet."""
-    base = run.assemble(nano, source, use_spatial=False, spatial_config=None, connector_config=None)
+    base = run.assemble(nano, source, **run.NO_SPACE)
     given = {name: value for name, value in base.config.to_dict().items() if name not in ("model_type", "architectures")}
     config = Spa3VLMConfig(**given | {"spa3r_config": encoder.config, "raw_vggt": variant.raw_vggt})
     model = Spa3VLMForConditionalGeneration(config)
