@@ -334,6 +334,13 @@ def test_contact_sheet_shows_the_chosen_frames(tmp_path):
     assert taller > 100  # the coverage curve
 
 
+def test_a_map_of_relative_scale_claims_no_metres():
+    scene = AnnotatedScene("s", (SceneObject(1, "bed", Box3D((0.0, 0.0, 0.2), (4.0, 2.0, 0.4))),))
+    metric, relative = (np.asarray(topdown(scene, size=400, metric=metric)).astype(int) for metric in (True, False))
+    (rows, _) = np.nonzero((metric != relative).any(-1))
+    assert len(rows) > 20 and rows.min() > 0.8 * metric.shape[0], "the words beside the bar differ, and nothing else"
+
+
 def test_topdown_draws_things_where_they_are():
     """A 10 x 5 m room with a box right of the middle: its colour right of the middle, floor left of it, +y up."""
     floor = np.array([[0.0, 0], [10, 0], [10, 5], [0, 5]])

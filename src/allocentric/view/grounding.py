@@ -70,8 +70,9 @@ def picture(
     found = SceneObject(len(proposals) + 1, "found", box)
     poses = views.camera_to_world.double().numpy()
     plan = AnnotatedScene(views.source, (*others, found), camera_to_world=poses)
-    scale = " (relative scale: the bar is no metre)" if views.scale == "relative" else ""
-    plan_image = topdown(plan, frames=shown or None, size=560, title=f"from above, found box marked{scale}")
+    metric = views.scale == "metric"
+    title_above = f"from above, found box marked{'' if metric else ' (relative scale)'}"
+    plan_image = topdown(plan, frames=shown or None, size=560, title=title_above, metric=metric)
     columns = 1 if len(shown) <= 1 else 2
     rows = math.ceil(len(shown) / columns)
     left = columns * (cell[0] + GAP) if shown else 0

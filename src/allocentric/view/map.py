@@ -33,7 +33,8 @@ def map_picture(
 
     plan   the measured floor of a capture; without one, free space is the floor less the boxes on it.
     """
-    left = topdown(as_scene(graph), size=size, camera_to_world=camera_to_world, title=title or heading(graph, plan))
+    metric = graph.scale == "metric"
+    left = topdown(as_scene(graph), size=size, camera_to_world=camera_to_world, title=title or heading(graph, plan), metric=metric)
     free, occupied, area = _grids(graph, plan)
     if free is None:
         return left

@@ -24,11 +24,13 @@ def topdown(
     size: int = 900,
     camera_to_world: Float[np.ndarray, "t 4 4"] | None = None,
     title: str | None = None,
+    metric: bool = True,
 ) -> Image.Image:
     """The scene seen from above: +x to the right, +y up, true to scale, the longer side about `size` pixels.
 
     frames            which frames to mark with a numbered view cone (positions in the camera path); None: eight, evenly spread.
     camera_to_world   the camera's path, in place of the scene's own.
+    metric            whether lengths are metres; otherwise the bar says that it is one unit of the scene's own.
     """
     poses = camera_to_world if camera_to_world is not None else scene.camera_to_world
     poses = None if poses is None else np.asarray(poses, dtype=float)
@@ -71,7 +73,7 @@ def topdown(
     area = f", {scene.room_area:.1f} sq m" if scene.room_area is not None else ""
     heading = title if title is not None else f"{scene.name}: {len(scene.objects)} objects{area}"
     draw.text((border, 12 * OVERSAMPLE), heading, fill=INK, font=font(18 * OVERSAMPLE))
-    _scale_bar(draw, image.size, scale)
+    _scale_bar(draw, image.size, scale, "1 m" if metric else "1 unit")
     return image.resize((image.width // OVERSAMPLE, image.height // OVERSAMPLE), Image.Resampling.LANCZOS)
 
 
@@ -138,10 +140,10 @@ def _labels(draw: ImageDraw.ImageDraw, at, scene: AnnotatedScene, corners: list[
         draw.text((x, moved), scene.objects[i].label, fill=INK, font=face, anchor="mm")
 
 
-def _scale_bar(draw: ImageDraw.ImageDraw, size: tuple[int, int], scale: float) -> None:
+def _scale_bar(draw: ImageDraw.ImageDraw, size: tuple[int, int], scale: float, unit: str) -> None:
     x1, y = size[0] - MARGIN * OVERSAMPLE, size[1] - 14 * OVERSAMPLE
     x0 = x1 - scale
     draw.line([(x0, y), (x1, y)], fill=FAINT, width=2 * OVERSAMPLE)
     for x in (x0, x1):
         draw.line([(x, y - 5 * OVERSAMPLE), (x, y + 5 * OVERSAMPLE)], fill=FAINT, width=2 * OVERSAMPLE)
-    draw.text((x0 - 6 * OVERSAMPLE, y), "1 m", fill=FAINT, font=font(12 * OVERSAMPLE), anchor="rm")
+    draw.text((x0 - 6 * OVERSAMPLE, y), unit, fill=FAINT, font=font(12 * OVERSAMPLE), anchor="rm")
