@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from allocentric.answer import split_notes
 from allocentric.graph.programs import ask_graph
 from allocentric.graph.scene_graph import SceneGraph
 from allocentric.model import Model
@@ -31,7 +32,7 @@ from allocentric.rooms import load_scene
 from allocentric.scenes import AnnotatedScene
 from allocentric.tasks import VSI_TASKS
 from allocentric.tasks.base import Question
-from allocentric.tasks.notes import notes
+from allocentric.tasks.notes import with_notes
 from allocentric.train.grpo import Asked, complete
 from allocentric.train.questions import Posed, question_line, read_questions, see
 from allocentric.train.recipe import GRPOSettings
@@ -196,8 +197,8 @@ def computation(scene: AnnotatedScene, question: Question) -> tuple[list[str], s
 
 def by_notes(scene: AnnotatedScene, question: Question) -> tuple[str, str] | None:
     """Notes as nano learns them (`tasks.notes`), with the known answer."""
-    written = notes(scene, question)
-    return (written, question.answer) if written else None
+    written, answer = split_notes(with_notes(scene, question))
+    return (written, answer) if written else None
 
 
 PROGRAMS: dict[str, Program] = {"geometry": by_geometry, "worked_notes": by_worked_notes, "notes": by_notes}
