@@ -75,9 +75,11 @@ def test_distances_are_worked_out_from_the_places_as_written(scene):
 def test_directions_are_worked_out_by_bearings(scene):
     question = replace(asked("object_rel_direction_easy", "sofa", "stove", "chair"), options=("A. left", "B. right"), answer="B")
     # one faces (1, 0), to the right, a quarter clockwise from ahead; the chair lies behind, half around: another quarter
-    assert workings(scene, question, "sofa 0.0 3.0, stove 1.0 3.0, chair 0.0 2.0") == "1.0 0.0 1.6, 0.0 -1.0 3.1, 1.6, right"
+    assert workings(scene, question, "sofa 0.0 3.0, stove 1.0 3.0, chair 0.0 2.0") == "1.0 0.0 1.6, 0.0 -1.0 3.1, 1.6, A 3.1, B 0.0"
     # from facing back (bearing pi) to the left (-pi / 2) it is a quarter, not three
-    assert workings(scene, question, "sofa 0.0 3.0, stove 0.0 1.0, chair -2.0 3.0") == "0.0 -2.0 3.1, -2.0 0.0 -1.6, 1.6, right"
+    assert (
+        workings(scene, question, "sofa 0.0 3.0, stove 0.0 1.0, chair -2.0 3.0") == "0.0 -2.0 3.1, -2.0 0.0 -1.6, 1.6, A 3.1, B 0.0"
+    )
 
 
 @pytest.mark.parametrize("turns_first", [True, False])
@@ -92,13 +94,28 @@ def test_routes_are_worked_out_leg_by_leg(scene, turns_first):
     )
     question = Question("route_planning", "s", text, ("A. Turn Left", "B. Turn Right"), "A", ("coat rack", "bed", "tv stand"))
     written = "coat rack 0.0 0.0, bed 0.0 2.0, tv stand -2.0 2.0"
-    first, second = "0.0 2.0 0.0", "-2.0 2.0 -0.8, -0.8" if turns_first else "-2.0 0.0 -1.6, -1.6"
-    assert workings(scene, question, written) == f"{first}, {second}, Turn Left"
+    first = "0.0 2.0 0.0"
+    second = "-2.0 2.0 -0.8, -0.8, A 0.8, B 2.4" if turns_first else "-2.0 0.0 -1.6, -1.6, A 0.0, B 3.1"
+    assert workings(scene, question, written) == f"{first}, {second}"
+
+
+def test_of_several_turns_each_is_compared_and_all_are_summed(scene):
+    text = (
+        "You are a robot beginning at the sofa and facing the bed. You want to navigate to the bed. You will perform the following "
+        "actions (Note: for each [please fill in], choose either 'turn back,' 'turn left,' or 'turn right.'): 1. [please fill in] "
+        "2. Go forward until the desk 3. [please fill in] 4. Go forward until the bed. You have reached the final destination."
+    )
+    options = ("A. Turn Right, Turn Left", "B. Turn Right, Turn Back")
+    question = Question("route_planning", "s", text, options, "A", ("sofa", "bed", "desk"))
+    written = "sofa 0.0 0.0, bed 2.0 2.0, desk 2.0 0.0"
+    legs = "2.0 2.0 0.8, 2.0 0.0 1.6, 0.0 2.0 0.0"
+    assert workings(scene, question, written) == f"{legs}, 0.8 -1.6, A 0.8 0.0 0.8, B 0.8 1.6 2.4"
 
 
 def test_an_order_is_worked_out_by_sorting(scene):
-    question = asked("obj_appearance_order", "sofa", "stove", "chair")
-    assert workings(scene, question, notes(scene, question)) == "stove, sofa, chair"
+    options = ("A. sofa, stove, chair", "B. stove, sofa, chair")
+    question = replace(asked("obj_appearance_order", "sofa", "stove", "chair"), options=options)
+    assert workings(scene, question, notes(scene, question)) == "A 3 0 9 no, B 0 3 9 yes"
     assert workings(scene, asked("object_counting", "chair"), "chair -3.0 2.0") == ""
     assert behind("chair -3.0 2.0", "", "1") == "<think>chair -3.0 2.0</think>1" and behind("a", "b", "c") == "<think>a; b</think>c"
 

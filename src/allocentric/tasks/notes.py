@@ -24,6 +24,17 @@ from allocentric.tasks.route_planning import described_legs
 
 MOMENTS = 16  # the video's length in the notes on when something appears
 MOST = 9.9  # metres; the greatest number in notes
+YES, NO = "yes", "no"
+# Radians, clockwise, that a direction or turn says; the nearest of a question's options is the right one.
+SAID = {
+    "left": -math.pi / 2,
+    "right": math.pi / 2,
+    "back": math.pi,
+    "front-left": -math.pi / 4,
+    "front-right": math.pi / 4,
+    "back-left": -3 * math.pi / 4,
+    "back-right": 3 * math.pi / 4,
+}
 PLACE = re.compile(r"([^,]+?) (-?\d+\.\d) (-?\d+\.\d)(?:, |$)")
 
 
@@ -63,23 +74,27 @@ def workings(scene: AnnotatedScene, question: Question, written: str) -> str:
 
     From one place to another: metres to the right and ahead, then what is asked of it, either the distance between the closest
     points, for which the scene says how much of the way the objects themselves take up, or the bearing in radians, clockwise.
+    Where there are options, each stands there with its letter and how well it fits.
 
         object_abs_distance    way and distance
-        object_rel_distance    of each option its letter, way to what it is measured from, and distance
-        object_rel_direction   way and bearing of what is faced and of what is asked for, the angle from one to the other, its name
-        route_planning         way and bearing of each leg, the angles between them, their names
-        obj_appearance_order   the order
+        object_rel_distance    of each option the way from what it is measured from, and distance
+        object_rel_direction   way and bearing of what is faced and of what is asked for, the angle between them; of each option how
+                               far that is from what it says
+        route_planning         way and bearing of each leg, the angles between them; of each option how far these are from its
+                               turns, and the sum
+        obj_appearance_order   of each option the moments in its order, and whether they ascend
     """
+    options = [option.split(". ", 1) for option in question.options]
     if question.task == "obj_appearance_order":
         moments = {label: int(when) for label, when in re.findall(r"([^,]+?) (\d+)(?:, |$)", written)}
-        return ", ".join(sorted(moments, key=moments.__getitem__))
+        orders = {letter: [moments[label] for label in text.split(", ")] for letter, text in options}
+        return ", ".join(f"{a} {' '.join(map(str, order))} {YES if order == sorted(order) else NO}" for a, order in orders.items())
     at = {label: np.array([float(x), float(y)]) for label, x, y in PLACE.findall(written)}
     if question.task == "object_abs_distance":
         return _way_and_distance(scene, at, *question.objects)
     if question.task == "object_rel_distance":
-        *labels, anchor = question.objects
-        letters = (option.partition(".")[0] for option in question.options)
-        return ", ".join(f"{a} {_way_and_distance(scene, at, anchor, b)}" for a, b in zip(letters, labels, strict=True))
+        anchor = question.objects[-1]
+        return ", ".join(f"{letter} {_way_and_distance(scene, at, anchor, label)}" for letter, label in options)
     if question.task.startswith("object_rel_direction"):
         standing, facing, query = question.objects
         legs = [(standing, facing), (standing, query)]
@@ -90,9 +105,13 @@ def workings(scene: AnnotatedScene, question: Question, written: str) -> str:
     ways = [at[b] - at[a] for a, b in legs]
     bearings = [math.atan2(x, y) for x, y in ways]
     turns = [math.remainder(after - before, math.tau) for before, after in pairwise(bearings)]
-    told = ", ".join(f"{_number(x)} {_number(y)} {_number(bearing)}" for (x, y), bearing in zip(ways, bearings, strict=True))
-    chosen = next(option for option in question.options if option.startswith(f"{question.answer}."))
-    return f"{told}, {' '.join(map(_number, turns))}, {chosen.partition('. ')[2]}"
+    told = [f"{_number(x)} {_number(y)} {_number(bearing)}" for (x, y), bearing in zip(ways, bearings, strict=True)]
+    told.append(" ".join(map(_number, turns)))
+    for letter, text in options:
+        said = [SAID[turn.lower().removeprefix("turn ")] for turn in text.split(", ")]
+        off = [abs(math.remainder(turn - angle, math.tau)) for turn, angle in zip(turns, said, strict=True)]
+        told.append(f"{letter} {' '.join(map(_number, off if len(off) == 1 else [*off, sum(off)]))}")
+    return ", ".join(told)
 
 
 def _way_and_distance(scene: AnnotatedScene, at: dict[str, Float[np.ndarray, "2"]], a: str, b: str) -> str:

@@ -88,6 +88,7 @@ def _head(recipe: Recipe, out: Path, plan: CardPlan) -> str:
     extra = sum(t.numel() for t in heads.values()) / 1e6
     stages = (recipe.matching, recipe.geometry, recipe.semantics, recipe.reckoning, recipe.sft)
     matching, geometry, semantics, reckoning, sft = (stage.optimisation for stage in stages)
+    without_video = reckoning.batch_size * recipe.reckoning.questions
     return f"""# nano
 
 A Spatial-MLLM (`{config["model_type"]}`) of {count:.1f} M parameters, and {extra:.1f} M of VGGT heads used for sampling only,
@@ -95,13 +96,13 @@ trained from nothing on {recipe.rooms.count} procedural rooms by the recipe `rec
 It knows those rooms. It does not know your kitchen.
 
 Steps: geometry {matching.steps} of {matching.batch_size} short clips and {geometry.steps} of {geometry.batch_size} longer ones,
-semantics {semantics.steps} of {semantics.batch_size} clips, reckoning {reckoning.steps} of {reckoning.batch_size * recipe.reckoning.questions}
-questions without a video, fine-tuning {sft.steps} of {sft.batch_size} rooms with at most {recipe.sft.questions} questions each.
+semantics {semantics.steps} of {semantics.batch_size} clips, reckoning {reckoning.steps} of {without_video} questions without a video,
+fine-tuning {sft.steps} of {sft.batch_size} rooms with at most {recipe.sft.questions} questions each.
 
 Scores are VSI-Bench's (official scorer, mean of the eight tasks), on {plan.rooms} held-out rooms and at most {plan.per_task}
 questions of each type a room. Brackets: 95% bootstrap interval over rooms. `2d-only` and `blind` are the same model trained on
-the same questions for as many steps without the spatial branch, and without any video; both can reckon as well as nano. `constant answer` is the best single
-answer per question type on training rooms. `chance` guesses an option; it has none to guess for numbers."""
+the same questions for as many steps without the spatial branch, and without any video; they learned to reckon as nano did.
+`constant answer` is the best single answer per question type on training rooms. `chance` guesses an option; it has none to guess for numbers."""
 
 
 def _table(rows: dict[str, Sequence], rooms: int) -> str:
