@@ -192,15 +192,22 @@ def test_rooms_are_videos_with_their_truth(allo, tmp_path):
     assert len(open_views(tmp_path / "made" / "room-7" / "video.mp4")) == 5
 
 
-def test_eval_scores_and_resumes(allo, tmp_path, monkeypatch):
-    from allocentric.evaluate.rooms import read_rows, summary
+def test_eval_renders_rooms_asks_and_resumes(allo, tmp_path, monkeypatch):
+    from allocentric.evaluate.answers import read_rows
+    from allocentric.evaluate.rooms import summary
 
-    words = ("eval", "rooms", "--count", 1, "--per-task", 1, "--out", "made", "--json")
-    out, _, code = allo(*words)
-    (file,) = (tmp_path / "made").glob("*.jsonl")
-    found = json.loads(out)
-    assert code == 0 and found["scores"] == pytest.approx(summary(read_rows(file))) and found["rooms"] == 1
+    words = ("eval", "rooms", "--count", 1, "--per-task", 1, "--seed", 7, "--out", "made", "--json")
+    out, err, code = allo(*words)
+    assert code == 0, err
+    rooms, folder = sorted((tmp_path / "made").iterdir(), key=lambda path: path.name != "rooms-parts-7")
+    found, expected = json.loads(out), summary(read_rows(folder / "answers.jsonl"))
+    assert rooms.name == "rooms-parts-7" and found["rooms"]["count"] == 1
+    scores = {name.split(" ")[0]: line["score"] for name, line in found["scores"].items()}
+    assert {name: scores[name] for name in expected} == pytest.approx(expected)
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert set(files) == {"run.json", "answers.jsonl", "report.md", "report.html", "report.json"}
     monkeypatch.setattr("allocentric.models.scene.Scene.encode", None)  # nothing is left to ask
-    assert json.loads(allo(*words)[0]) == found
+    monkeypatch.setattr("allocentric.rooms.generate", None)  # nor to render
+    assert json.loads(allo(*words)[0]) == found and {path.name: path.read_bytes() for path in folder.iterdir()} == files
     table = allo(*words[:-1])[0]
-    assert f"{found['scores']['overall']:.1f}" in table and "room_size_estimation" in table
+    assert f"{expected['overall']:.1f}" in table and "room_size_estimation" in table

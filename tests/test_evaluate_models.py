@@ -10,6 +10,7 @@ import allocentric.model
 from allocentric import cli
 from allocentric.evaluate.benchmark import read_run
 from allocentric.evaluate.responders import Seeing, as_video
+from allocentric.evaluate.rooms import room_questions, room_views
 from allocentric.models.scene import Scene
 from allocentric.readers import open_views
 from allocentric.tasks.base import Question
@@ -109,13 +110,74 @@ def test_runs_are_compared_scored_again_and_handed_on(allo, benchmark, tmp_path)
     for words, complaint in (
         (("compare", a), "found 1 files, expected two runs"),
         (("compare", a, b, "difference.pdf"), "ends in .md or .html"),
-        (("rooms",), "but rooms have none"),
+        (("rooms",), "found something else there, expected a folder of rooms"),
+        (("vsibench", "--per-task", 2), "--per-task: vsibench has none"),
+        (("vsibench", "--limit", 0), "--limit: found 0, expected at least 1"),
         (("compare", a, "nowhere"), "nowhere: found no answers"),
         (("nothing",), "task: found 'nothing'"),
         (("vsibench", a), "expected only options"),
     ):
         _, err, code = allo("eval", *words, "--data", benchmark)
         assert code == 2 and complaint in err, err
+
+
+ROOMS = ("eval", "rooms", "--count", 3, "--per-task", 1, "--frames", 3, "--max-new-tokens", 4, "--out", "runs", "--json")
+
+
+def test_rooms_are_a_benchmark(allo, shards, tmp_path, monkeypatch):
+    out, err, code = allo(*ROOMS, "--data", shards.folder)
+    assert code == 0, err
+    [folder] = (tmp_path / "runs").iterdir()
+    about, rows = read_run(folder)
+    assert about["rooms"]["first_seed"] == 50 and about["rooms"]["count"] == 3 and about["frames"] == 3
+    made = room_questions(shards, 1)
+    assert [row.question.text for row in rows] == [question.text for asked in made for question in asked]
+    assert len({row.question.id for row in rows}) == len(rows)
+    model = allocentric.load()
+    for i, asked in enumerate(made):
+        mine = [row for row in rows if row.scene == f"room-parts-{50 + i}"]
+        watched = model.watch(room_views(shards, i).select([0, 1, 3]))
+        for row, answer in zip(mine, watched.ask([VSIBench().prompt(q) for q in asked], 4), strict=True):
+            assert (row.prediction, row.frames, row.prompt) == (answer.text, (0, 1, 3), answer.question)
+            assert row.score == VSIBench().score(row.question, row.prediction)
+    assert json.loads(out)["scores"]["micro"]["score"] == pytest.approx(100 * sum(row.score for row in rows) / len(rows))
+    assert "<table>" in (folder / "report.html").read_text() and "| micro |" in (folder / "report.md").read_text()
+
+    # half of it lost, it goes on and ends the same
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (folder / "answers.jsonl").write_bytes(files["answers.jsonl"][: len(files["answers.jsonl"]) // 2])
+    assert allo(*ROOMS, "--data", shards.folder)[0] == out
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
+
+    # a part of the rooms, of the questions; scored by another scorer; compared
+    only = json.loads(allo(*ROOMS, "--data", shards.folder, "--only", "room-parts-5[01]", "--baseline", "blind")[0])
+    assert only["scenes"] == 2 and only["sees"] == "nothing (blind)" and any("Only a part" in note for note in only["notes"])
+    assert json.loads(allo(*ROOMS, "--data", shards.folder, "--limit", 2)[0])["questions"] == 2
+    again = json.loads(allo("eval", "score", folder, "--profile", "vlmevalkit", "--json")[0])
+    assert again["profile"] == "vlmevalkit" and again["questions"] == len(rows)
+    monkeypatch.setattr(allocentric.model, "NANO", tmp_path)  # baselines need no model
+    for baseline in ("chance", "frequency"):
+        report = json.loads(allo(*ROOMS, "--data", shards.folder, "--baseline", baseline)[0])
+        assert report["model"] == baseline
+        if baseline == "frequency":
+            assert report["scores"]["micro"]["score"] == pytest.approx(report["scores"]["micro"]["frequency"])
+    [guessed] = (tmp_path / "runs").glob("rooms-chance-*")
+    assert json.loads(allo("eval", "compare", guessed, folder, "--json")[0])["scores"].keys() >= {"macro", "micro"}
+
+
+def test_rooms_that_cannot_be_asked_about_are_refused(allo, shards, tmp_path):
+    for words, complaint in (
+        (("--data", shards.folder, "--seed", 51), "found rooms of {'first_seed': 50"),
+        (("--data", shards.folder, "--frames", 5), "--frames: found 5, but a room has 4"),
+        (("--data", shards.folder, "--subset", "tiny"), "--subset: rooms has none"),
+        (("--videos", tmp_path), "--videos: rooms has none"),
+        (("--only", "nothing", "--data", shards.folder), "found no questions about scenes 'nothing'"),
+        (("--count", 0), "--count: found 0, expected at least 1"),
+        (("--model", "nowhere"), "nowhere: found no such folder"),
+    ):
+        _, err, code = allo(*ROOMS, *words)
+        assert code == 2 and complaint in err and len(err.splitlines()) == 1, err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_images_are_shown_as_they_are_listed(nano, tmp_path, monkeypatch):

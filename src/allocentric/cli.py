@@ -280,7 +280,7 @@ def train(
 def evaluate(
     task: Annotated[Positional[str], arg(help="a benchmark, such as vsibench; rooms; or compare, score, import, export")],
     files: Annotated[Positional[tuple[Path, ...]], arg(help="runs, for what is done with runs")] = (),
-    data: Annotated[Path | None, arg(help="the benchmark's official file, or the folder that holds it")] = None,
+    data: Annotated[Path | None, arg(help="the benchmark's official file, or the folder that holds it; rooms: theirs")] = None,
     videos: Annotated[Path | None, arg(help="folder of videos: <scene>.mp4, or a folder <scene>")] = None,
     images: Annotated[Path | None, arg(help="folder of the images of an image benchmark")] = None,
     scenes: Annotated[Path | None, arg(help="folder of annotated scans: scanrefer, nr3d, sr3d, multi3drefer, scan2cap")] = None,
@@ -298,10 +298,10 @@ def evaluate(
     frames: Annotated[int, arg(help="how many frames the model sees")] = 16,
     sampling: Sampling = "uniform",
     max_new_tokens: Annotated[int, arg(help="longest answer")] = 128,
-    count: Annotated[int, arg(help="rooms: how many rooms")] = 200,
-    seed: Annotated[int, arg(help="rooms: seed of the first room; training uses seeds below 1,000,000")] = 10_000_000,
-    style: Annotated[Literal["parts", "models"], arg(help="rooms: their furniture")] = "parts",
-    per_task: Annotated[int, arg(help="rooms: questions of each type per room")] = 2,
+    count: Annotated[int | None, arg(help="rooms: how many rooms; default: 200")] = None,
+    seed: Annotated[int | None, arg(help="rooms: seed of the first room; default: 10000000, far from those of training")] = None,
+    style: Annotated[Literal["parts", "models"] | None, arg(help="rooms: their furniture; default: parts")] = None,
+    per_task: Annotated[int | None, arg(help="rooms: most questions of each type about each room; default: 2")] = None,
     log_format: Annotated[Literal["lmms-eval", "vlmevalkit"], arg(help="import, export: whose logs")] = "lmms-eval",
     workers: Annotated[int, arg(help="threads that decode ahead")] = 2,
     out: Annotated[Path, arg(help="folder of runs; run again to resume")] = Path("out/eval"),
@@ -309,7 +309,7 @@ def evaluate(
 ) -> None:
     """Score a model on a benchmark, or on rooms it has never seen; compare two runs.
 
-    allo eval rooms --count 200
+    allo eval rooms --count 200                                                 rendered where they are not there yet
     allo eval vsibench --data VSI-Bench --videos VSI-Bench --model weights      (--baseline blind, chance, frequency)
     allo eval scanrefer --data ScanRefer --scenes scans --model weights     choose among true boxes, or --proposals boxes.json
     allo eval compare out/eval/vsibench-a-1f2e3d4c out/eval/vsibench-b-5a6b7c8d difference.html
@@ -320,17 +320,12 @@ def evaluate(
     from allocentric.evaluate import command
     from allocentric.evaluate.benchmark import Plan
 
-    if task == "rooms":
-        for option, given in {"data": data, "baseline": baseline, "profile": profile, "subset": subset, "limit": limit}.items():
-            if given:
-                raise ValueError(f"--{option}: found {given}, but rooms have none; it is for benchmarks")
-        _evaluate_rooms(model, count, seed, style, per_task, out, json)
-        return
     if model is None or Path(model).is_dir():
         _no_bars()
     plan = Plan(
         task, data, model, processor, geometry, baseline, videos, profile, subset, images, scenes, proposals, labels, scans,
         only, limit, frames, sampling, max_new_tokens=max_new_tokens, out=out, workers=workers,
+        count=count, seed=seed, style=style, per_task=per_task,
     )  # fmt: skip
     found = command.run(plan, files, log_format, show_progress)
     if found is None:
@@ -345,33 +340,6 @@ def evaluate(
     Console().print(table)
     for note in found.notes:
         console.print(note, style="dim", markup=False)
-
-
-def _evaluate_rooms(model: str | None, count: int, seed: int, style: str, per_task: int, out: Path, json: bool) -> None:
-    from allocentric.evaluate.answers import read_rows
-    from allocentric.evaluate.rooms import ask_rooms, room_questions, summary
-    from allocentric.evaluate.run import process
-    from allocentric.models.scene import weights_id
-    from allocentric.train.shards import RoomShards, RoomsSpec, write_rooms
-
-    loaded = _load(model)
-    spec = RoomsSpec(count, seed, style)
-    folder = out / f"rooms-{style}-{seed}"
-    show_progress("rooms", write_rooms(folder, spec))
-    shards = RoomShards(folder, count)
-    # named by the weights: two models in folders of one name must not continue each other's answers
-    answers = out / f"{Path(loaded.name).name}-{weights_id(loaded.network)[:8]}-{style}-{seed}-{count}x{per_task}.jsonl"
-    show_progress("questions", ask_rooms(loaded.network, loaded.processor, shards, room_questions(shards, per_task), answers))
-    if process()[0] > 0:
-        return
-    scores = summary(read_rows(answers))
-    if json:
-        _print_json({"model": loaded.name, "rooms": count, "style": style, "scorer": "vsibench official", "scores": scores})
-        return
-    table = Table("task", "score")
-    for name, score in scores.items():
-        table.add_row(name, f"{score:.1f}")
-    Console().print(table)
 
 
 def data(

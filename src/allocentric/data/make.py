@@ -22,6 +22,7 @@ import numpy as np
 from allocentric.evaluate.answers import question_from_dict, question_to_dict, write_whole
 from allocentric.readers import open_scene, open_scenes
 from allocentric.readers.annotated import MANY, ONE
+from allocentric.readers.faults import named
 from allocentric.scenes import AnnotatedScene
 from allocentric.tasks import BENCHMARKS, TRAINING_TASKS
 from allocentric.tasks.base import Benchmark, Question, Task
@@ -156,8 +157,9 @@ def _scenes_in(path: Path) -> dict[str, AnnotatedScene]:
 def _official(task: str, path: Path) -> Mapping[str, list[Question]]:
     """The questions of an official file by scene."""
     by_scene: dict[str, list[Question]] = {}
-    for question in BENCHMARKS[task]().read(path):
-        by_scene.setdefault(question.scene, []).append(question)
+    with named(path):
+        for question in BENCHMARKS[task]().read(path):
+            by_scene.setdefault(question.scene, []).append(question)
     return by_scene
 
 

@@ -16,6 +16,7 @@ import json
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -26,11 +27,14 @@ from allocentric.evaluate.answers import Row, question_to_dict, read_rows, write
 from allocentric.evaluate.pointing import ChanceBox, Pointing, open_annotated, points
 from allocentric.evaluate.report import Report, make_report, to_html, to_markdown
 from allocentric.evaluate.responders import Blind, Chance, Frequency, Seeing, find_sources
-from allocentric.evaluate.run import Responder, ask, device, process, scenes
+from allocentric.evaluate.rooms import SEED, Rooms, SeeingRooms, spec_of
+from allocentric.evaluate.run import Responder, ask, device, process, scenes, wait_for_all
 from allocentric.geometry.boxes import Box3D
 from allocentric.ground import S2_NANO
+from allocentric.model import Model, load
 from allocentric.models.grounding import load_grounding
 from allocentric.models.scene import weights_id
+from allocentric.readers.faults import named
 from allocentric.readers.proposals import read_proposals
 from allocentric.readers.scannet import read_split
 from allocentric.sampling import CANDIDATES
@@ -40,8 +44,11 @@ from allocentric.tasks.base import Benchmark, Question
 from allocentric.tasks.overlap import GroundingBenchmark, SceneBenchmark, recall
 from allocentric.tasks.referit3d import ReferIt3D
 from allocentric.tasks.scan2cap import Scan2Cap
+from allocentric.train.shards import RoomShards, RoomsSpec, write_rooms
 
+GUESSES = ("chance", "frequency")  # baselines that need no model
 PACKAGES = ("allocentric", "torch", "transformers", "numpy", "av", "pillow")
+READ_OPTIONS = ("subset", "images", "labels", "count", "seed", "style", "per_task")  # what not every benchmark's `read` takes
 Progress = Callable[[str, Iterable[tuple[int, int]]], None]
 
 
@@ -71,17 +78,29 @@ class Plan:
     max_new_tokens: int = 128
     out: Path = Path("out/eval")
     workers: int = 2
+    count: int | None = None  # this and the next three: of rooms
+    seed: int | None = None
+    style: str | None = None
+    per_task: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("limit", "frames", "candidates", "max_new_tokens", "workers", "count", "per_task"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"--{name.replace('_', '-')}: found {value}, expected at least 1")
 
 
 def evaluate(plan: Plan, progress: Progress) -> tuple[Path, Report]:
     """The folder of the run, and its report."""
     benchmark = benchmark_named(plan.task)
     profile = benchmark.check(plan.profile)
-    questions, candidates = place(benchmark, plan, read_questions(benchmark, plan), progress)
-    if isinstance(benchmark, GroundingBenchmark):
-        responder, about = make_pointing(plan, questions, benchmark, profile, candidates)
+    if isinstance(benchmark, Rooms):
+        questions, responder, about = open_rooms(benchmark, plan, progress)
     else:
-        responder, about = make_responder(plan, questions)
+        questions, candidates = place(benchmark, plan, read_questions(benchmark, plan), progress)
+        if isinstance(benchmark, GroundingBenchmark):
+            responder, about = make_pointing(plan, questions, benchmark, profile, candidates)
+        else:
+            responder, about = make_responder(plan, questions)
     prompts = {question.id: responder.prompt(question, benchmark.prompt(question, profile)) for question in questions}
     asked = json.dumps([[question_to_dict(q), prompts[q.id]] for q in questions])
     facts = {
@@ -120,19 +139,21 @@ def evaluate(plan: Plan, progress: Progress) -> tuple[Path, Report]:
 
 def benchmark_named(task: str) -> Benchmark:
     """The benchmark of that name."""
-    if task not in BENCHMARKS:
-        raise ValueError(f"task: found {task!r}, expected one of {', '.join(sorted(BENCHMARKS))}, or rooms")
-    return BENCHMARKS[task]()
+    known = BENCHMARKS | {Rooms.name: Rooms}
+    if task not in known:
+        raise ValueError(f"task: found {task!r}, expected one of {', '.join(sorted(known))}")
+    return known[task]()
 
 
 def read_questions(benchmark: Benchmark, plan: Plan) -> list[Question]:
     """The benchmark's questions about the scenes in `plan.scans` that match `plan.only`, at most `plan.limit`."""
     if plan.data is None or not plan.data.exists():
         raise ValueError(f"--data: found {plan.data or 'none'}, expected the official file or folder of {benchmark.name}")
-    given = {name: value for name in ("subset", "images", "labels") if (value := getattr(plan, name)) is not None}
+    given = {name: value for name in READ_OPTIONS if (value := getattr(plan, name)) is not None}
     if unknown := given.keys() - inspect.signature(benchmark.read).parameters.keys():
-        raise ValueError(f"--{sorted(unknown)[0]}: {benchmark.name} has none")
-    questions = [q for q in benchmark.read(plan.data, **given) if fnmatch.fnmatch(q.scene, plan.only)]
+        raise ValueError(f"--{min(unknown).replace('_', '-')}: {benchmark.name} has none")
+    with named(plan.data):
+        questions = [q for q in benchmark.read(plan.data, **given) if fnmatch.fnmatch(q.scene, plan.only)]
     if plan.scans is not None:
         listed = set(read_split(plan.scans))
         questions = [q for q in questions if {q.scene, q.scene.split("/")[-1]} & listed]
@@ -172,25 +193,62 @@ def boxes_of(plan: Plan) -> str:
     return f"{plan.proposals.name} (sha256 {hashlib.sha256(plan.proposals.read_bytes()).hexdigest()[:16]})"
 
 
+def open_rooms(benchmark: Rooms, plan: Plan, progress: Progress) -> tuple[list[Question], Responder, dict[str, object]]:
+    """Questions about rooms, what answers them, and what its answers depend on.
+
+    The rooms lie in `plan.data`, or in a folder beside the runs; those that are not there yet are rendered.
+    """
+    for name in ("videos", "scenes", "proposals"):
+        if getattr(plan, name) is not None:
+            raise ValueError(f"--{name}: {benchmark.name} has none")
+    seed = SEED if plan.seed is None else plan.seed
+    folder = plan.data or plan.out / f"{benchmark.name}-{plan.style or RoomsSpec.style}-{seed}"
+    spec = spec_of(folder, plan.count, plan.seed, plan.style)
+    if plan.frames > spec.frames:
+        raise ValueError(f"--frames: found {plan.frames}, but a room has {spec.frames}")
+    plan = replace(plan, data=folder, count=spec.count, seed=spec.first_seed, style=spec.style)
+    model = None if plan.baseline in GUESSES else load_model(plan)  # before rooms are rendered for nothing
+    if process()[0] == 0:
+        progress("rendering", write_rooms(folder, spec, plan.workers))
+    wait_for_all()
+    questions = read_questions(benchmark, plan)
+    if model is None:
+        responder, about = guess(plan, questions)
+    else:
+        shards = RoomShards(folder, spec.count)
+        places = {shards[room].scene.name: room for room in range(len(shards))}
+        responder, about = look(plan, model, partial(SeeingRooms, shards=shards, places=places))
+    return questions, responder, {**about, "rooms": vars(spec)}
+
+
 def make_responder(plan: Plan, questions: Sequence[Question]) -> tuple[Responder, dict[str, object]]:
     """What answers, and what its answers depend on."""
-    if plan.baseline == "chance":
-        return Chance(), {"model": "chance"}
-    if plan.baseline == "frequency":
-        return Frequency(questions), {"model": "frequency"}
-
-    import allocentric
-
+    if plan.baseline in GUESSES:
+        return guess(plan, questions)
     # before a model is loaded for nothing
     sources = {} if plan.baseline == "blind" else find_shown(plan, questions)
-    model = allocentric.load(plan.model, plan.processor, plan.geometry, device=device())
-    network = model.network
-    about = {**describe(model.name, network), "max_new_tokens": plan.max_new_tokens}
+    return look(plan, load_model(plan), partial(Seeing, sources=sources))
+
+
+def guess(plan: Plan, questions: Sequence[Question]) -> tuple[Responder, dict[str, object]]:
+    """A baseline that needs no model."""
+    return Chance() if plan.baseline == "chance" else Frequency(questions), {"model": plan.baseline}
+
+
+def load_model(plan: Plan) -> Model:
+    """The model that is asked, on the device of this process."""
+    return load(plan.model, plan.processor, plan.geometry, device=device())
+
+
+def look(plan: Plan, model: Model, seeing: Callable[..., Responder]) -> tuple[Responder, dict[str, object]]:
+    """The model, with `seeing` for eyes, or blind."""
+    about = {**describe(model.name, model.network), "max_new_tokens": plan.max_new_tokens}
     if plan.baseline == "blind":
-        return Blind(network, model.processor, plan.max_new_tokens), {**about, "sees": "nothing (blind)"}
-    about |= {"frames": plan.frames, "sampling": plan.sampling}
-    about |= {"candidates": plan.candidates} if plan.sampling == "space_aware" else {}
-    return Seeing(model, sources, plan.frames, plan.sampling, plan.candidates, plan.max_new_tokens), about
+        return Blind(model.network, model.processor, plan.max_new_tokens), {**about, "sees": "nothing (blind)"}
+    shown: dict[str, object] = {"frames": plan.frames, "sampling": plan.sampling}
+    about |= shown | ({"candidates": plan.candidates} if plan.sampling == "space_aware" else {})
+    looking = {**shown, "candidates": plan.candidates, "max_new_tokens": plan.max_new_tokens}
+    return seeing(model, **looking), about
 
 
 def find_shown(plan: Plan, questions: Sequence[Question]) -> dict[str, Path]:

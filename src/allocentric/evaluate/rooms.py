@@ -1,7 +1,7 @@
-"""Questions about rooms nobody trained on: ask, score, compare."""
+"""Questions about rooms nobody trained on: ask, score, compare. `Rooms` is the benchmark; the rest is for the cards of recipes."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,23 +11,60 @@ from transformers import PreTrainedModel
 
 from allocentric.evaluate import statistics
 from allocentric.evaluate.answers import Row, read_rows
-from allocentric.evaluate.responders import Blind, blind_scene, replies
-from allocentric.evaluate.run import Reply, Responder, ask
+from allocentric.evaluate.responders import Blind, Seeing, blind_scene
+from allocentric.evaluate.run import ask
 from allocentric.evaluate.statistics import base_task
+from allocentric.model import Model
 from allocentric.models.processor import SpatialMLLMProcessor
-from allocentric.models.scene import Scene
 from allocentric.tasks import VSI_TASKS, make_questions
 from allocentric.tasks.base import Question
-from allocentric.tasks.vsibench import aggregate
-from allocentric.train.shards import RoomShards
-from allocentric.views import Views
+from allocentric.tasks.files import load_json
+from allocentric.tasks.vsibench import VSIBench, aggregate
+from allocentric.train.shards import RoomShards, RoomsSpec
+from allocentric.views import Views, uniform_indices
 
 __all__ = [
-    "Row", "ask_rooms", "base_task", "blind_scene", "bootstrap", "chance_rows", "constant_rows", "read_rows", "room_questions",
-    "room_views", "row_of", "summary",
+    "Rooms", "Row", "ask_rooms", "base_task", "blind_scene", "bootstrap", "chance_rows", "constant_rows", "read_rows",
+    "room_questions", "room_views", "row_of", "summary",
 ]  # fmt: skip
 
+COUNT, SEED = 200, 10_000_000  # rooms that `allo eval rooms` asks about; training uses seeds below 1,000,000
 MAX_NEW_TOKENS = 96
+
+
+class Rooms(VSIBench):
+    """VSI-Bench's questions about procedural rooms: made from what is true of these, asked and scored as VSI-Bench's are."""
+
+    name = "rooms"
+
+    def read(
+        self, path: str | Path, count: int | None = None, seed: int | None = None, style: str | None = None, per_task: int = 2
+    ) -> list[Question]:
+        """At most `per_task` questions of each type for each of the first `count` rooms (None: all) of a folder of `write_rooms`.
+
+        A folder of rooms of another first `seed`, or of another `style`, is refused.
+        """
+        shards = RoomShards(Path(path), count)
+        spec = load_json(shards.folder / "spec.json")
+        for name, wanted in (("first_seed", seed), ("style", style)):
+            if wanted is not None and spec[name] != wanted:
+                raise ValueError(f"{path}: found rooms of {name} {spec[name]!r}, expected {wanted!r}")
+        return [
+            replace(question, id=f"{question.scene}.{i}")
+            for asked in room_questions(shards, per_task)
+            for i, question in enumerate(asked)
+        ]
+
+
+def spec_of(folder: Path, count: int | None = None, seed: int | None = None, style: str | None = None) -> RoomsSpec:
+    """The rooms that a folder is to hold: of the kind that is there already, and as asked for."""
+    record = folder / "spec.json"
+    made = load_json(record) if record.is_file() else {"first_seed": SEED}
+    empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    if not (record.is_file() or empty) or not isinstance(made, dict) or made.keys() - {field.name for field in fields(RoomsSpec)}:
+        raise ValueError(f"{folder}: found something else there, expected a folder of rooms, or none yet")
+    asked = {"count": count or COUNT, "first_seed": seed, "style": style}
+    return RoomsSpec(**made | {name: value for name, value in asked.items() if value is not None})
 
 
 def room_questions(shards: RoomShards, per_task: int, seed: int = 0) -> list[list[Question]]:
@@ -38,20 +75,22 @@ def room_questions(shards: RoomShards, per_task: int, seed: int = 0) -> list[lis
 def room_views(shards: RoomShards, index: int) -> Views:
     """The frames of a room as a model's input: nothing but RGB."""
     frames = torch.from_numpy(np.array(shards[index].frames)).permute(0, 3, 1, 2)
-    return Views(frames=frames.contiguous(), source=f"room {index}")
+    return Views(frames=frames.contiguous(), indices=torch.arange(len(frames)), source=f"room {index}")
 
 
-class SeeingRooms(Responder):
-    """A model that is shown a room's frames."""
+class SeeingRooms(Seeing):
+    """A model that is shown a room's frames.
 
-    def __init__(self, model: PreTrainedModel, processor: SpatialMLLMProcessor, shards: RoomShards):
-        self.model, self.processor, self.shards = model, processor, shards
+    places   which room of `shards` each scene is.
+    """
+
+    def __init__(self, model: Model, shards: RoomShards, places: Mapping[str, int], **looking):
+        super().__init__(model, {}, **looking)
+        self.shards, self.places = shards, places
 
     def see(self, questions: Sequence[Question]) -> Views:
-        return room_views(self.shards, int(questions[0].scene))
-
-    def reply(self, seen: Views, questions: Sequence[Question], prompts: Sequence[str]) -> list[Reply]:
-        return replies(Scene.encode(self.model, self.processor, seen).ask(list(prompts), MAX_NEW_TOKENS))
+        views = room_views(self.shards, self.places[questions[0].scene])
+        return views.select(uniform_indices(len(views), self.frames)) if self.sampling == "uniform" else views
 
 
 def ask_rooms(
@@ -66,7 +105,11 @@ def ask_rooms(
 
     `blind` asks without showing the room: what the wording of the questions gives away.
     """
-    responder = Blind(model, processor, MAX_NEW_TOKENS) if blind else SeeingRooms(model, processor, shards)
+    if blind:
+        responder = Blind(model, processor, MAX_NEW_TOKENS)
+    else:
+        places = {str(room): room for room in range(len(shards))}
+        responder = SeeingRooms(Model(model, processor), shards, places, max_new_tokens=MAX_NEW_TOKENS)
     yield from ask([question for asked in numbered(questions) for question in asked], prompt, score, responder, out)
 
 

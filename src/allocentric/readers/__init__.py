@@ -4,8 +4,10 @@
 """
 
 from collections.abc import Sequence
+from os import PathLike
 
 from allocentric.readers.annotated import open_scene, open_scenes, with_visibility
+from allocentric.readers.faults import check_options, named
 from allocentric.readers.images import open_images
 from allocentric.readers.layouts import READERS, Source, count_frames, layout_of
 from allocentric.readers.rgbd import is_rgbd_folder, open_rgbd
@@ -42,4 +44,8 @@ def open_views(
     if layout == "rgbd" and max_side is not None:
         raise ValueError(f"{path}: max_side is for videos and images; an RGB-D capture is read at its own size")
     sized = {} if layout == "rgbd" else {"max_side": max_side}
-    return READERS[layout](path, frames, **sized, **options)
+    check_options(READERS[layout], options, path)
+    if not isinstance(path, (str, PathLike)):
+        return READERS[layout](path, frames, **sized, **options)
+    with named(path):
+        return READERS[layout](path, frames, **sized, **options)

@@ -9,6 +9,7 @@ from allocentric.geometry.boxes import boxes_to_array
 from allocentric.geometry.visibility import box_visibility
 from allocentric.readers.arkitscenes import is_arkitscenes_annotation, open_arkitscenes_scene
 from allocentric.readers.embodiedscan import read_embodiedscan
+from allocentric.readers.faults import check_options, named
 from allocentric.readers.images import natural_key
 from allocentric.readers.scannet import is_scannet_annotation, open_scannet_scene
 from allocentric.readers.scannetpp import is_scannetpp_annotation, open_scannetpp_scene
@@ -43,7 +44,10 @@ def open_scene(path: str | PathLike, name: str | None = None, **options) -> Anno
     path = Path(path)
     for _, fits, read in ONE:
         if path.exists() and fits(path):
-            if name not in (None, (scene := read(path, **options)).name):
+            check_options(read, options, path)
+            with named(path):
+                scene = read(path, **options)
+            if name not in (None, scene.name):
                 raise ValueError(f"{path}: holds the scene {scene.name!r}, not {name!r}")
             return scene
     scenes = open_scenes(path, **options)
@@ -63,7 +67,9 @@ def open_scenes(path: str | PathLike, **options) -> dict[str, AnnotatedScene]:
         raise FileNotFoundError(f"{path}: no such file or folder")
     for _, fits, read in MANY:
         if fits(path):
-            return read(path, **options)
+            check_options(read, options, path)
+            with named(path):
+                return read(path, **options)
     inside = [path]
     if path.is_dir() and not _is_one(path):
         inside = [p for p in sorted(path.iterdir(), key=lambda p: natural_key(p.name)) if _is_one(p) and not p.name.startswith(".")]

@@ -5,6 +5,7 @@ from os import PathLike
 from pathlib import Path
 
 from allocentric.readers.arkitscenes import arkitscenes_capture, is_arkitscenes, open_arkitscenes
+from allocentric.readers.faults import named
 from allocentric.readers.images import IMAGE_SUFFIXES, list_images, open_images
 from allocentric.readers.polycam import is_polycam, open_polycam, polycam_capture
 from allocentric.readers.record3d import is_record3d, open_record3d, record3d_capture
@@ -84,4 +85,5 @@ def count_frames(path: Source) -> int:
         return count_rgbd(path)
     if layout == "scene":
         return count_frames(pictures_of(path))
-    return len(CAPTURES[layout](path))
+    with named(path):
+        return len(CAPTURES[layout](path))

@@ -25,6 +25,13 @@ def official_files(path: str | Path, *patterns: str) -> list[Path]:
 
 def read_rows(path: Path, without: Collection[str] = ()) -> Iterator[dict[str, Any]]:
     """Rows of a .jsonl, .json (one list), .csv, .tsv or .parquet file, in order; of parquet, columns in `without` are not read."""
+    try:
+        yield from _rows(path, without)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: expected UTF-8 text with rows ({error})") from error
+
+
+def _rows(path: Path, without: Collection[str]) -> Iterator[dict[str, Any]]:
     if path.suffix == ".parquet":
         yield from _parquet_rows(path, without)
     elif path.suffix in (".csv", ".tsv"):
@@ -49,7 +56,10 @@ def read_rows(path: Path, without: Collection[str] = ()) -> Iterator[dict[str, A
 
 def load_json(path: Path) -> Any:
     """The content of a JSON file."""
-    return _json(path.read_text(encoding="utf-8"), str(path))
+    try:
+        return _json(path.read_text(encoding="utf-8"), str(path))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected JSON, which is UTF-8 text ({error})") from error
 
 
 def _json(text: str, place: str) -> Any:

@@ -96,13 +96,14 @@ trained from nothing on {recipe.rooms.count} procedural rooms by the recipe `rec
 It knows those rooms. It does not know your kitchen.
 
 Steps: geometry {matching.steps} of {matching.batch_size} short clips and {geometry.steps} of {geometry.batch_size} longer ones,
-semantics {semantics.steps} of {semantics.batch_size} clips, reckoning {reckoning.steps} of {without_video} questions without a video,
-fine-tuning {sft.steps} of {sft.batch_size} rooms with at most {recipe.sft.questions} questions each.
+semantics {semantics.steps} of {semantics.batch_size} clips, reckoning {reckoning.steps} of {without_video} questions without
+a video, fine-tuning {sft.steps} of {sft.batch_size} rooms with at most {recipe.sft.questions} questions each.
 
 Scores are VSI-Bench's (official scorer, mean of the eight tasks), on {plan.rooms} held-out rooms and at most {plan.per_task}
 questions of each type a room. Brackets: 95% bootstrap interval over rooms. `2d-only` and `blind` are the same model trained on
 the same questions for as many steps without the spatial branch, and without any video; they learned to reckon as nano did.
-`constant answer` is the best single answer per question type on training rooms. `chance` guesses an option; it has none to guess for numbers."""
+`constant answer` is the best single answer per question type on training rooms. `chance` guesses an option; it has none to
+guess for numbers."""
 
 
 def _table(rows: dict[str, Sequence], rooms: int) -> str:
