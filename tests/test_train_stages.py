@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,11 +10,12 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
+from allocentric import rooms
 from allocentric.encoders.vggt import VGGT, VGGTConfig
 from allocentric.geometry.boxes import Box3D
 from allocentric.geometry.cameras import encode_pose, invert_rigid, unproject_depth
 from allocentric.models.patches import patchify
-from allocentric.models.spatial_mllm import SpatialMLLMConfig, SpatialMLLMModel
+from allocentric.models.spatial_mllm import SpatialMLLMConfig, SpatialMLLMForConditionalGeneration, SpatialMLLMModel
 from allocentric.scenes import AnnotatedScene, SceneObject
 from allocentric.tasks import TRAINING_TASKS
 from allocentric.tasks.notes import places
@@ -30,8 +32,10 @@ from allocentric.train.geometry import (
     patch_matches,
     pose_error,
 )
+from allocentric.train.naming import NamedRooms, Naming, token_places
 from allocentric.train.room_questions import Reckoning, RoomQuestions, draw_turns, entered
-from allocentric.train.semantics import POINTS, TokenClassifier, augment_colour, point_categories, token_categories
+from allocentric.train.run import PROJECTIONS
+from allocentric.train.semantics import POINTS, PRESENT, TokenClassifier, augment_colour, point_categories, token_categories
 from allocentric.train.sft import IGNORE, collate, pack
 from allocentric.train.shards import RoomSample, mirror
 from test_sft import TURNS, example, new_model, processor, trainer  # noqa: F401  (a fixture)
@@ -160,6 +164,63 @@ def test_a_room_is_entered_anywhere_and_stays_the_same_room(shards):
     assert ways[:, 0].std(0).min() > 0.5  # and where they lie does
     (ax, ay), (bx, by) = (ways[:, i].T - ways[:, 0].T for i in (1, 2))
     assert 8 < (ax * by > ay * bx).sum() < 32  # half of the time in a mirror
+
+
+# ---- naming ----
+
+
+def test_tokens_are_placed_where_notes_put_what_covers_most_of_them(shards):
+    cell, ids = 28, shards[0].ids.copy()
+    ids[:, :, :28] *= np.random.default_rng(0).random(ids[:, :, :28].shape) < 0.02  # next to nothing is left at the left edge
+    sample = replace(shards[0], ids=ids)
+    found, where = token_places(sample, cell), places(sample.scene)
+    row = {item.id: i for i, item in enumerate(sample.scene.objects)}
+    frames, height, width = sample.ids.shape
+    token = 0
+    for frame in range(frames):
+        for y in range(0, height, cell):
+            for x in range(0, width, cell):
+                ids, counts = np.unique(sample.ids[frame, y : y + cell, x : x + cell], return_counts=True)
+                shown = {int(i): int(n) for i, n in zip(ids, counts, strict=True) if i}
+                best = max(shown, key=shown.get, default=None)
+                if best is None or shown[best] < PRESENT * cell * cell:
+                    assert np.isnan(found[token]).all()
+                else:
+                    assert found[token] == pytest.approx(where[row[best]], abs=1e-5)
+                token += 1
+    assert token == len(found) and np.isfinite(found).any() and np.isnan(found).any()
+
+
+@pytest.mark.parametrize("see", [("2d", "3d"), ("2d",)])
+def test_projections_learn_to_say_what_tokens_show(features, processor, see):  # noqa: F811
+    torch.manual_seed(0)
+    parts = {} if "3d" in see else {"use_spatial": False, "spatial_config": None, "connector_config": None}
+    model = SpatialMLLMForConditionalGeneration(SpatialMLLMConfig.tiny(**parts))
+    model.resize_token_embeddings(len(processor.tokenizer))
+    naming = Naming(model, processor.tokenizer, rooms.LABELS)
+    naming.requires_grad_(False)
+    trained = [p for name, p in naming.named_parameters() if name.startswith(tuple(f"backbone.{part}" for part in PROJECTIONS))]
+    for parameter in trained:
+        parameter.requires_grad_(True)
+    room = NamedRooms(features, rooms.LABELS, 28, see)[1]
+    assert {name for name in room if "features" in name} == {f"features_{part}" for part in see}
+    for name in ("categories", "places"):  # the tiny model's tokens cover two frames, those of nano one
+        room[name] = room[name].unflatten(0, (2, 2, -1))[:, 0].flatten(0, 1)
+    optimizer, losses = torch.optim.Adam(trained, 1e-3), []
+    for _ in range(150):
+        output = naming(**room)
+        output["loss"].backward()
+        assert all(parameter.grad is not None for parameter in trained)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(output["loss"].item())
+    assert losses[-1] < 0.6 * losses[0]
+    with torch.no_grad():
+        tokens = naming.backbone.fuse(room["features_2d"], room.get("features_3d"))
+    assert float(tokens.pow(2).mean().sqrt() / naming.loudness) == pytest.approx(1, abs=0.3), "as loud as words"
+    shown = room["categories"].sum(-1) == 1
+    said = (tokens[shown] @ naming.words.T).argmax(-1)
+    assert (said == room["categories"][shown].argmax(-1)).float().mean() > 0.6
 
 
 # ---- geometry ----

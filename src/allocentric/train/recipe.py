@@ -131,6 +131,13 @@ class SFTStage:
 
 
 @dataclass(frozen=True)
+class NamingStage:
+    """Merger and connector on the words of what their tokens show (`train.naming`)."""
+
+    optimisation: Optimisation
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A small Spatial-MLLM from nothing but procedural rooms.
 
@@ -145,6 +152,7 @@ class Recipe:
     geometry: GeometryStage
     semantics: SemanticsStage
     reckoning: SFTStage
+    naming: NamingStage
     sft: SFTStage
     mirrored: bool = True
 

@@ -23,6 +23,7 @@ from allocentric.tasks.object_position import ANSWER_FORM
 from allocentric.train.card import CardPlan, export, make_card
 from allocentric.train.features import RoomFeatures, write_features
 from allocentric.train.geometry import GeometricRooms, GeometryLoss, PatchGuidance, collate_clips
+from allocentric.train.naming import NamedRooms, Naming
 from allocentric.train.numbers import number_features
 from allocentric.train.optimizer import GroupedTrainer
 from allocentric.train.recipe import GeometryStage, Optimisation, Recipe, SFTStage, resume_point
@@ -42,7 +43,14 @@ Progress = Callable[[str, Iterable[tuple[int, int]]], None]
 NO_SPACE = {"use_spatial": False, "spatial_config": None, "connector_config": None}
 VARIANTS = {"nano": ("2d", "3d"), "2d-only": ("2d",), "blind": ()}
 TRAINED_FIRST = ("matching", "geometry", "semantics", "reckoning")
-STAGES = ("rooms", "tokenizer", *TRAINED_FIRST, "features", *(f"sft-{name}" for name in VARIANTS), "package", "card")
+PROJECTIONS = ("visual.merger.", "connector.")
+SEEING = [name for name, see in VARIANTS.items() if see]
+STAGES = (
+    *("rooms", "tokenizer", *TRAINED_FIRST, "features"),
+    *(f"naming-{name}" for name in SEEING),
+    *(f"sft-{name}" for name in VARIANTS),
+    *("package", "card"),
+)
 
 
 def smoke(recipe: Recipe) -> Recipe:
@@ -56,6 +64,7 @@ def smoke(recipe: Recipe) -> Recipe:
         geometry=replace(recipe.geometry, optimisation=short(recipe.geometry.optimisation)),
         semantics=replace(recipe.semantics, optimisation=short(recipe.semantics.optimisation)),
         reckoning=replace(recipe.reckoning, optimisation=short(recipe.reckoning.optimisation)),
+        naming=replace(recipe.naming, optimisation=short(recipe.naming.optimisation)),
         sft=replace(recipe.sft, questions=4, optimisation=short(recipe.sft.optimisation)),
     )
 
@@ -82,6 +91,8 @@ def run(recipe: Recipe, out: Path, progress: Progress, stages: Iterable[str] = S
         elif stage == "features":
             model = assemble(recipe, out).model.eval()
             progress("features", write_features(out / "features", model, training_rooms(recipe, out), recipe.mirrored))
+        elif stage.startswith("naming-"):
+            train_naming(recipe, out, stage.removeprefix("naming-"))
         elif stage.startswith("sft-"):
             train_sft(recipe, out, stage.removeprefix("sft-"))
         elif stage == "package":
@@ -246,12 +257,33 @@ def assemble(recipe: Recipe, out: Path, **changes) -> SpatialMLLMForConditionalG
     return model
 
 
+def train_naming(recipe: Recipe, out: Path, variant: str) -> None:
+    """Teach the projections of one variant to say what they show."""
+    folder, see = out / f"naming-{variant}", VARIANTS[variant]
+    if (folder / "projections.safetensors").exists():
+        return
+    model = assemble(recipe, out, **({} if "3d" in see else NO_SPACE))
+    naming = Naming(model, load_processor(out).tokenizer, rooms.LABELS)
+    vision = model.config.vision_config
+    features = RoomFeatures(out / "features", training_rooms(recipe, out))
+    dataset = NamedRooms(features, rooms.LABELS, vision.patch_size * vision.spatial_merge_size, see)
+    for name, parameter in naming.backbone.named_parameters():
+        parameter.requires_grad_(name.startswith(PROJECTIONS))
+    _train(naming, recipe.naming.optimisation, folder, dataset, _concatenate)
+    learned = {name: value for name, value in naming.backbone.state_dict().items() if name.startswith(PROJECTIONS)}
+    save_file(learned, folder / "projections.safetensors")
+
+
 def train_sft(recipe: Recipe, out: Path, variant: str) -> None:
     """Fine-tune one variant and save it, with its processor, in `out/<variant>`."""
     stage, see, target = recipe.sft, VARIANTS[variant], out / variant
     if (target / "config.json").exists():
         return
     model, processor = assemble(recipe, out, **({} if "3d" in see else NO_SPACE)), load_processor(out)
+    if see:
+        learned = load_file(out / f"naming-{variant}" / "projections.safetensors")
+        if unknown := model.model.load_state_dict(learned, strict=False).unexpected_keys:
+            raise ValueError(f"{out}/naming-{variant}: found {unknown}, expected parts of the model")
     features = RoomFeatures(out / "features", training_rooms(recipe, out))
     tasks = {name: (TRAINING_TASKS[name], weight) for name, weight in stage.tasks.items()}
     vision = model.config.vision_config
