@@ -114,6 +114,10 @@ def test_rows(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             list(read_rows(tmp_path / file))
+    for file in ("c.jsonl", "c.json", "c.csv"):
+        (tmp_path / file).write_bytes(b'{"x": "\xff"}\n')
+        with pytest.raises(ValueError, match=rf"{file}: expected .*UTF-8 text"):
+            list(read_rows(tmp_path / file))
     assert official_files(tmp_path, "*.zip", "a.json*") == [tmp_path / "a.json", tmp_path / "a.jsonl"]
     with pytest.raises(ValueError, match="no such file or folder"):
         official_files(tmp_path / "missing", "a")

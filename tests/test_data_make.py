@@ -169,6 +169,7 @@ for _ in module.make(module.Recipe(tuple(VSI_TASKS), (Path(sys.argv[1]),), 3), P
         ({"scenes": ()}, "--scenes: found none"),
         ({"scenes": (Path("nowhere"),)}, "nowhere: found no such file or folder"),
         ({"per_task": 0}, "--per-task: found 0"),
+        ({"videos": "{name}.mp4"}, "--videos: found '{name}.mp4'"),
         ({"twice": True}, "'room-00' more than once"),
         ({"per_task": 4}, "found questions of per_task 3, expected 4; use another --out"),
     ],

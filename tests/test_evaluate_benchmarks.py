@@ -2,6 +2,7 @@
 
 import base64
 import json
+import shutil
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image
 from allocentric.evaluate.answers import read_rows
 from allocentric.evaluate.benchmark import read_run
 from allocentric.tasks import BENCHMARKS
+from allocentric.tasks.files import read_rows as read_file
 from test_benchmarks_text import write_sqa3d
 from test_evaluate_models import allo, nano  # noqa: F401  (fixtures)
 from test_evaluate_runs import write_vsibench
@@ -214,6 +216,31 @@ def test_baselines_need_only_the_questions(name, baseline, allo, tmp_path):  # n
     report = json.loads(out)["scores"]["micro"]
     if baseline == "frequency":
         assert report["score"] == pytest.approx(report["frequency"])
+
+
+@pytest.mark.filterwarnings("ignore:no METEOR")
+@pytest.mark.parametrize("name", WRITERS)
+def test_odd_rows_are_refused_in_one_line(name, allo, tmp_path):  # noqa: F811
+    """Every field of the rows, in turn, is a number: it may do, or there is one line, and nothing is written."""
+    (tmp_path / "data").mkdir()
+    WRITERS[name](tmp_path / "data")
+    file = next(path for path in sorted((tmp_path / "data").iterdir()) if path.suffix in (".json", ".jsonl", ".parquet"))
+    write = {".parquet": write_parquet}.get(file.suffix, write_json)
+    rows = list(read_file(file)) if name != "sqa3d" else json.loads(file.read_text())["questions"]
+    refused = 0
+    for field in rows[0]:
+        odd = [{**row, field: 7.5} for row in rows]
+        if name == "sqa3d":
+            file.write_text(json.dumps({"questions": odd}))
+        else:
+            write(file, odd)
+        _, err, code = allo("eval", name, "--data", tmp_path / "data", "--baseline", "chance", "--out", "runs")
+        assert code in (0, 2), err
+        if code == 2:
+            refused += 1
+            assert err.startswith("allo: ") and len(err.splitlines()) == 1 and not (tmp_path / "runs").exists(), err
+        shutil.rmtree(tmp_path / "runs", ignore_errors=True)
+    assert refused
 
 
 def test_images_that_are_nowhere_are_asked_for(allo, tmp_path):  # noqa: F811

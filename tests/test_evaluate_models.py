@@ -180,6 +180,30 @@ def test_rooms_that_cannot_be_asked_about_are_refused(allo, shards, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_broken_runs_and_logs_are_refused_in_one_line(allo, benchmark, tmp_path):
+    assert allo("eval", "vsibench", "--data", benchmark, "--baseline", "chance", "--out", "runs")[2] == 0
+    [run] = (tmp_path / "runs").iterdir()
+    answers, record = run / "answers.jsonl", run / "run.json"
+    good = {file: file.read_bytes() for file in (answers, record)}
+    for file, content, command, complaint in (
+        (answers, b"", "score", "found no answers yet"),
+        (answers, b'{"question": 1}\n', "score", "answers.jsonl: found a line that is no answer"),
+        (answers, b"\xff\n", "score", "answers.jsonl: 'utf-8' codec can't decode"),
+        (record, b"{", "score", "run.json: expected JSON"),
+        (record, b"[]", "score", "run.json: found list"),
+        (record, b"{}", "export", "found no run.json beside the answers that names task and profile"),
+    ):
+        file.write_bytes(content)
+        _, err, code = allo("eval", command, run, *(["log.jsonl"] if command == "export" else []))
+        assert code == 2 and complaint in err and len(err.splitlines()) == 1, err
+        file.write_bytes(good[file])
+    for content in (b"{", b"[]", b'{"doc": {"id": 0, "question": "{"}, "filtered_resps": "2"}', b"\xff"):
+        (tmp_path / "log.jsonl").write_bytes(content)
+        _, err, code = allo("eval", "import", "log.jsonl", "vsibench", "--data", benchmark, "--out", "imported")
+        assert code == 2 and "log.jsonl" in err and len(err.splitlines()) == 1, err
+    assert not (tmp_path / "imported").exists() and not (run / "official").exists()
+
+
 def test_images_are_shown_as_they_are_listed(nano, tmp_path, monkeypatch):
     monkeypatch.setattr(allocentric.model, "NANO", nano)
     for i, size in enumerate([(20, 10), (40, 20), (20, 10)]):

@@ -202,7 +202,7 @@ def test_other_peoples_answers_are_not_continued(whole):
     with pytest.raises(ValueError, match="that is not asked now; delete the file"):
         list(ask(made()[1:], prompt, score, Echo(), whole))
     whole.write_text("{}\n")
-    with pytest.raises(ValueError, match="found a line that is none"):
+    with pytest.raises(ValueError, match=r"answers\.jsonl: found a line that is no answer"):
         list(ask(made(), prompt, score, Echo(), whole))
 
 

@@ -886,3 +886,81 @@ def test_frames_are_tensors_of_one_kind(tmp_path):
         assert views.frames.dtype == torch.uint8 and len(views) == 2
         assert {views.depth.dtype, views.intrinsics.dtype, views.camera_to_world.dtype} == {torch.float32}
         assert views.depth.shape[1:] == views.frames.shape[2:]
+
+
+# ------------------------------------------------------------------------------------------------ something odd in a file
+
+
+def places(value, path: tuple = ()) -> list[tuple]:
+    """Where the values of a JSON document stand; of lists, the first only."""
+    inside = value.items() if isinstance(value, dict) else list(enumerate(value))[:1] if isinstance(value, list) else ()
+    return [path] + [deeper for key, part in inside for deeper in places(part, (*path, key))]
+
+
+def changed(document, path: tuple, odd):
+    """The document with something odd in one place."""
+    if not path:
+        return odd
+    copy = dict(document) if isinstance(document, dict) else list(document)
+    copy[path[0]] = changed(document[path[0]], path[1:], odd)
+    return copy
+
+
+def refused_by_name(read, path: Path) -> bool:
+    """Whether reading ends in one clear error; it may also succeed."""
+    try:
+        read(path)
+    except (ValueError, OSError) as error:
+        assert path.name in str(error), error
+        return True
+    return False
+
+
+@pytest.mark.parametrize("odd", ["x", 0, [], None], ids=["word", "zero", "list", "null"])
+def test_odd_values_are_refused_by_name(odd, tmp_path):
+    """Every value of every JSON file, in turn, is something else: a line that names what was read, never a traceback."""
+    box = obb((1, 2, 0.5), (0.5, 0.6, 1.0), 0.3)
+    scans = tmp_path / "3rscan"
+    scans.mkdir()
+    (scans / "semseg.v2.json").write_text(
+        json.dumps({"segGroups": [{"id": 1, "objectId": 1, "label": "chair", "segments": [1], "obb": box}]})
+    )
+    annotation = tmp_path / "41069021_3dod_annotation.json"
+    annotation.write_text(json.dumps({"data": [{"label": "bed", "segments": {"obbAligned": box}}]}))
+    metadata = tmp_path / "metadata.json"
+    metadata.write_text(json.dumps({"a": {"room_size": 12.5, "object_counts": {"chair": 1}, "object_bbox": {"chair": [box]}}}))
+    scene = scan(tmp_path, "axisAlignment = " + " ".join(map(str, np.eye(4).ravel())) + "\n")
+    nerf, poly, iphone = write_transforms(tmp_path / "nerf"), write_polycam(tmp_path / "poly"), write_iphone(tmp_path / "pp").parent
+    for path, file, read in (
+        (nerf, nerf / "transforms.json", count_frames),
+        (poly, poly / "keyframes" / "cameras" / "1000.json", count_frames),
+        (iphone, iphone / "iphone" / "pose_intrinsic_imu.json", count_frames),
+        (scans, scans / "semseg.v2.json", open_scene),
+        (annotation, annotation, open_scene),
+        (metadata, metadata, open_scenes),
+        (scene, scene / f"{scene.name}.aggregation.json", open_scene),
+    ):
+        document, text = json.loads(file.read_text()), file.read_text()
+        read(path)
+        refused = 0
+        for place in places(document):
+            file.write_text(json.dumps(changed(document, place, odd)))
+            refused += refused_by_name(read, path)
+        assert refused > 1, file
+        file.write_text(text)
+
+
+def test_infos_with_odd_values_are_refused_by_name(tmp_path):
+    path = tmp_path / "infos.pkl"
+    for change in ({"metainfo": None}, {"data_list": [None]}, {"data_list": [{"sample_idx": "a", "instances": [0]}]}):
+        path.write_bytes(pickle.dumps(infos() | change))
+        assert refused_by_name(open_scenes, path)
+
+
+def test_text_that_is_none_and_unknown_options_are_refused_by_name(tmp_path):
+    folder = write_tum(tmp_path / "tum")
+    with pytest.raises(ValueError, match="tum: found the option up, which open_tum does not take"):
+        open_views(folder, up=(0, 0, 1))
+    (folder / "groundtruth.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match=r"tum: .*can't decode"):
+        open_views(folder)

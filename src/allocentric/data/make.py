@@ -26,6 +26,7 @@ from allocentric.readers.faults import named
 from allocentric.scenes import AnnotatedScene
 from allocentric.tasks import BENCHMARKS, TRAINING_TASKS
 from allocentric.tasks.base import Benchmark, Question, Task
+from allocentric.tasks.files import check_texts
 from allocentric.tasks.vsibench import DIRECTION_LEVELS
 
 PASSED_THROUGH = ("scanqa", "sqa3d")  # questions that people wrote: read, not made
@@ -111,6 +112,10 @@ def check(recipe: Recipe) -> None:
         raise ValueError(f"--task: found {' '.join(recipe.tasks) or 'none'}; {' and '.join(PASSED_THROUGH)} are made alone")
     if recipe.per_task < 1:
         raise ValueError(f"--per-task: found {recipe.per_task}, expected at least 1")
+    try:
+        recipe.videos.format(scene="")
+    except (LookupError, AttributeError, ValueError) as error:
+        raise ValueError(f"--videos: found {recipe.videos!r}, expected a path in which {{scene}} stands for the scene") from error
     if not recipe.scenes:
         raise ValueError("--scenes: found none, expected annotated scenes, or folders of them")
 
@@ -158,7 +163,9 @@ def _official(task: str, path: Path) -> Mapping[str, list[Question]]:
     """The questions of an official file by scene."""
     by_scene: dict[str, list[Question]] = {}
     with named(path):
-        for question in BENCHMARKS[task]().read(path):
+        questions = BENCHMARKS[task]().read(path)
+        check_texts(questions, path)
+        for question in questions:
             by_scene.setdefault(question.scene, []).append(question)
     return by_scene
 

@@ -78,13 +78,16 @@ def from_line(line: str) -> Row:
         question, frames = question_from_dict(data.pop("question")), tuple(data.pop("frames"))
         return Row(question=question, frames=frames, **data)
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-        raise ValueError(f"answers: found a line that is none ({error!r}): {line[:80]!r}") from error
+        raise ValueError(f"found a line that is no answer ({error!r}): {line[:80]!r}") from error
 
 
 def read_rows(path: str | Path) -> list[Row]:
     """The rows of a file of answers. A last line that was cut off is no row."""
     written = Path(path).read_bytes()
-    return [from_line(line) for line in written[: written.rfind(b"\n") + 1].decode().split("\n") if line]
+    try:
+        return [from_line(line) for line in written[: written.rfind(b"\n") + 1].decode().split("\n") if line]
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:

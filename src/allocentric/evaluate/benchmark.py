@@ -41,6 +41,7 @@ from allocentric.sampling import CANDIDATES
 from allocentric.scenes import AnnotatedScene
 from allocentric.tasks import BENCHMARKS
 from allocentric.tasks.base import Benchmark, Question
+from allocentric.tasks.files import check_texts, load_json
 from allocentric.tasks.overlap import GroundingBenchmark, SceneBenchmark, recall
 from allocentric.tasks.referit3d import ReferIt3D
 from allocentric.tasks.scan2cap import Scan2Cap
@@ -153,7 +154,9 @@ def read_questions(benchmark: Benchmark, plan: Plan) -> list[Question]:
     if unknown := given.keys() - inspect.signature(benchmark.read).parameters.keys():
         raise ValueError(f"--{min(unknown).replace('_', '-')}: {benchmark.name} has none")
     with named(plan.data):
-        questions = [q for q in benchmark.read(plan.data, **given) if fnmatch.fnmatch(q.scene, plan.only)]
+        questions = benchmark.read(plan.data, **given)
+        check_texts(questions, plan.data)
+        questions = [q for q in questions if fnmatch.fnmatch(q.scene, plan.only)]
     if plan.scans is not None:
         listed = set(read_split(plan.scans))
         questions = [q for q in questions if {q.scene, q.scene.split("/")[-1]} & listed]
@@ -314,8 +317,13 @@ def read_run(path: Path) -> tuple[dict, list[Row]]:
     file = path / "answers.jsonl" if path.is_dir() else path
     if not file.is_file():
         raise ValueError(f"{path}: found no answers, expected the folder of a run, or its answers.jsonl")
-    about = file.with_name("run.json")
-    return json.loads(about.read_text()) if about.is_file() else {}, read_rows(file)
+    record = file.with_name("run.json")
+    about = load_json(record) if record.is_file() else {}
+    if not isinstance(about, dict):
+        raise ValueError(f"{record}: found {type(about).__name__}, expected what a run writes")
+    if not (rows := read_rows(file)):
+        raise ValueError(f"{file}: found no answers yet, expected some; the command of that run goes on with it")
+    return about, rows
 
 
 def rescore(rows: Sequence[Row], benchmark: Benchmark, profile: str) -> list[Row]:

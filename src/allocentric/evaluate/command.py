@@ -20,6 +20,7 @@ from allocentric.evaluate.benchmark import (
 from allocentric.evaluate.logs import export_log, import_log
 from allocentric.evaluate.report import Comparison, Report, compare, make_report, to_html, to_markdown
 from allocentric.evaluate.run import process
+from allocentric.readers.faults import named
 
 EXPECTED = {
     "compare": "two runs, and a .md or .html file to write if wanted",
@@ -56,7 +57,9 @@ def run(plan: Plan, files: Sequence[Path], log_format: str, progress: Progress) 
     if plan.task == "import":
         return _import(replace(plan, task=str(files[1])), files[0], log_format, progress)
     about, rows = read_run(files[0])
-    benchmark = benchmark_named(about.get("task", ""))
+    if not {"task", "profile"} <= about.keys():
+        raise ValueError(f"{files[0]}: found no run.json beside the answers that names task and profile, expected a run's folder")
+    benchmark = benchmark_named(about["task"])
     if plan.task == "export":
         export_log(rows, benchmark.name, log_format, files[1])
         return None
@@ -77,7 +80,8 @@ def _import(plan: Plan, log: Path, log_format: str, progress: Progress) -> Repor
     benchmark = benchmark_named(plan.task)
     profile = benchmark.check(plan.profile)
     questions, _ = place(benchmark, plan, read_questions(benchmark, plan), progress)
-    rows = import_log(log, log_format, benchmark, questions, profile)
+    with named(log):
+        rows = import_log(log, log_format, benchmark, questions, profile)
     folder = plan.out / f"{plan.task}-{log.stem}-{profile}"
     folder.mkdir(parents=True, exist_ok=True)
     facts = {"profile": profile, "questions": len(rows), "model": f"imported from {log.name} ({log_format})"}

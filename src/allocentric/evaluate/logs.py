@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 from allocentric.evaluate.answers import Row, by_id, write_whole
 from allocentric.tasks.base import Benchmark, Question
@@ -121,7 +122,10 @@ def _sheet(path: Path) -> Iterable[dict[str, Any]]:
         from openpyxl import load_workbook
     except ImportError as error:
         raise ValueError(f"{path}: reading .xlsx needs openpyxl: pip install openpyxl (or write .tsv, PRED_FORMAT=tsv)") from error
-    sheet = load_workbook(path, read_only=True).active
+    try:
+        sheet = load_workbook(path, read_only=True).active
+    except (BadZipFile, KeyError) as error:
+        raise ValueError(f"{path}: expected an .xlsx file ({error})") from error
     names, *rows = sheet.iter_rows(values_only=True)
     return [dict(zip(names, row, strict=True)) for row in rows]
 

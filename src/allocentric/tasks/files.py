@@ -8,6 +8,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from allocentric.tasks.base import Question
+
 csv.field_size_limit(2**31 - 1)  # rows of TSV files hold whole images
 
 
@@ -107,6 +109,18 @@ def check_ids(ids: Iterable[str], place: object) -> None:
     """ValueError when an id occurs twice: predictions could not be joined."""
     if repeated := [i for i, count in Counter(ids).items() if count > 1]:
         raise ValueError(f"{place}: found the id {repeated[0]!r} more than once, expected ids to be unique")
+
+
+def check_texts(questions: Iterable[Question], place: object) -> None:
+    """ValueError when a question has something else where it should have text: files may hold numbers there."""
+    for question in questions:
+        for name in ("id", "task", "scene", "text", "answer", "context"):
+            if not isinstance(value := getattr(question, name), str):
+                raise ValueError(f"{place}: found {value!r} as {name} of the question {question.id!r}, expected text")
+        for name in ("options", "objects", "references", "tokenized", "images", "groups"):
+            values = getattr(question, name)
+            if not all(isinstance(value, str) for value in values):
+                raise ValueError(f"{place}: found {values!r} as {name} of the question {question.id!r}, expected texts")
 
 
 def unpack(data: bytes, file: Path) -> None:
