@@ -29,7 +29,7 @@ __all__ = [
 ]  # fmt: skip
 
 COUNT, SEED = 200, 10_000_000  # rooms that `allo eval rooms` asks about; training uses seeds below 1,000,000
-MAX_NEW_TOKENS = 96
+MAX_NEW_TOKENS = 128
 
 
 class Rooms(VSIBench):
