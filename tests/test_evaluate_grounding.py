@@ -205,15 +205,13 @@ def test_models_that_answer_in_words_are_asked_too(allo, data, nano, tmp_path): 
     assert about["boxes"].startswith("floors.json") and len(rows) == 6
 
 
-def test_what_is_missing_is_told_before_anything_is_written(allo, data, weights, nano, tmp_path, monkeypatch):  # noqa: F811
-    monkeypatch.setattr("allocentric.evaluate.benchmark.S2_NANO", tmp_path / "none")
+def test_what_is_missing_is_told_before_anything_is_written(allo, data, weights, nano, tmp_path):  # noqa: F811
     command = ("eval", "scanrefer", "--data", data, "--out", "runs")
     plain = tmp_path / "plain" / SCENES[0]
     plain.mkdir(parents=True)
     for more, complaint in (
         (("--model", weights), "--scenes: found none, expected the folder of annotated scans"),
         (("--model", weights, "--scenes", tmp_path), f"found no folder {tmp_path / SCENES[0]}, nor 1 others"),
-        (("--scenes", data / "scans"), "--model: found none, expected weights"),
         (("--scenes", data / "scans", "--baseline", "frequency"), "answers of scanrefer are places"),
         (("--scenes", data / "scans", "--model", weights, "--videos", tmp_path), "found nothing there"),
         (("--scenes", data / "scans", "--model", nano, "--proposals", floors(tmp_path)), "answers in words"),

@@ -19,8 +19,6 @@ from allocentric.readers.proposals import read_proposals
 from allocentric.view.grounding import frames_showing, picture
 from allocentric.views import Views
 
-S2_NANO = Path(allocentric.__file__).parent / "s2_nano"
-
 
 @dataclass(frozen=True)
 class Search:
@@ -86,16 +84,12 @@ def search(
     """
     if not descriptions:
         raise ValueError("descriptions: found none, expected at least one, such as 'the chair closest to the window'")
-    if model is None and not (S2_NANO / "config.json").is_file():
-        raise ValueError(
-            "model: found no grounding weights in the package, expected the folder of some; recipes/s2_nano.yaml trains them"
-        )
     views = source if isinstance(source, Views) else open_views(source, frames, **options)
     if views.depth is None or views.camera_to_world is None or views.intrinsics is None:
         nano = allocentric.load()
         views = with_geometry(views, nano.geometry, nano.geometry_width)
     boxes = read_proposals(proposals, Path(views.source).name) if proposals is not None else found_by_shape(views)
-    network, processor = load_grounding(model or S2_NANO)
+    network, processor = load_grounding(model)
     scene = GroundingScene.encode(network, processor, views, boxes)
     return Search(views, boxes, scene.seen.count(False), scene.ground(descriptions))
 

@@ -30,9 +30,8 @@ from allocentric.evaluate.responders import Blind, Chance, Frequency, Seeing, fi
 from allocentric.evaluate.rooms import SEED, Rooms, SeeingRooms, spec_of
 from allocentric.evaluate.run import Responder, ask, device, process, scenes, wait_for_all
 from allocentric.geometry.boxes import Box3D
-from allocentric.ground import S2_NANO
 from allocentric.model import Model, load
-from allocentric.models.grounding import load_grounding
+from allocentric.models.grounding import S2_NANO, load_grounding
 from allocentric.models.scene import weights_id
 from allocentric.readers.faults import named
 from allocentric.readers.proposals import read_proposals
@@ -279,15 +278,12 @@ def make_pointing(
     about = {f"recall@{least} of the candidates": round(recall(questions, candidates, least), 2) for least in (0.25, 0.5)}
     if plan.baseline == "chance":
         return ChanceBox(benchmark, profile, candidates), {"model": "chance", **about}
-    if plan.model is None and not (S2_NANO / "config.json").is_file():
-        raise ValueError("--model: found none, expected weights; none that point at things come with the package yet")
-    path = plan.model or S2_NANO
-    if not points(path):
+    if plan.model is not None and not points(plan.model):
         if plan.proposals is not None:
-            raise ValueError(f"--proposals: {path} answers in words, expected a model that chooses among boxes")
+            raise ValueError(f"--proposals: {plan.model} answers in words, expected a model that chooses among boxes")
         return make_responder(plan, questions)
     sources = find_shown(plan, questions)
-    network, processor = load_grounding(path, device())
+    network, processor = load_grounding(plan.model, device())
     about = {**describe(plan.model or S2_NANO.name, network), "frames": plan.frames, "sampling": plan.sampling, **about}
     if blind := plan.baseline == "blind":
         about["sees"] = "boxes and geometry, black pictures (blind)"

@@ -5,6 +5,7 @@ with the proposals. (The published evaluation feeds the gold answer, which names
 """
 
 from dataclasses import dataclass, replace
+from importlib.resources import files
 from pathlib import Path
 
 import torch
@@ -328,11 +329,19 @@ def _places(positions: Tensor) -> Tensor:
     return positions[0] if len(positions) == 1 else positions
 
 
-def load_grounding(path: str | Path, device: str | torch.device | None = None, **kwargs) -> tuple[S2Model, S2Processor]:
+S2_NANO = Path(str(files("allocentric") / "s2_nano"))
+
+
+def load_grounding(
+    path: str | Path | None = None, device: str | torch.device | None = None, **kwargs
+) -> tuple[S2Model, S2Processor]:
     """Model and processor from a folder or hub id (`load_s2`); `device` defaults to the first GPU if there is one.
 
-    Weights that have not learned to point, such as those of a base, are refused.
+    None is the small one that comes with the package, in float32. Weights that have not learned to point, such as those of a
+    base, are refused.
     """
+    if path is None:
+        path, kwargs = S2_NANO, {"dtype": torch.float32} | kwargs
     if not Path(path).is_dir() and str(path).count("/") != 1:
         raise ValueError(f"{path}: found no such folder, expected one with weights, or a hub id (owner/name)")
     model = load_s2(path, trained=True, **kwargs)

@@ -23,6 +23,9 @@ from huggingface_hub.dataclasses import strict
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageTextToText,
     Cache,
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
@@ -489,6 +492,16 @@ class S2QwenForConditionalGeneration(_Grounding, SpatialMLLMForConditionalGenera
 # -------------------------------------------------------------------------------------------------------------------- loading
 
 S2Model = S2LlavaForConditionalGeneration | S2QwenForConditionalGeneration
+
+
+# Here and not with the others in `models`: LLaVA-OneVision's classes take long to import, and only who points needs them.
+for _config, _backbone, _model in (
+    (S2LlavaConfig, S2LlavaModel, S2LlavaForConditionalGeneration),
+    (S2QwenConfig, S2QwenModel, S2QwenForConditionalGeneration),
+):
+    AutoConfig.register(_config.model_type, _config, exist_ok=True)
+    AutoModel.register(_config, _backbone, exist_ok=True)
+    AutoModelForImageTextToText.register(_config, _model, exist_ok=True)
 
 
 def load_s2(path: str | Path, compat: bool = False, structure: dict | None = None, trained: bool = False, **kwargs) -> S2Model:
