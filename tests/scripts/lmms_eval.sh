@@ -37,7 +37,19 @@ for scene in range(2):
     rows[-1] |= common | {"options": ["A. Turn Left", "B. Turn Right"], "ground_truth": "B"}
 open("test.jsonl", "w").write("".join(json.dumps(row) + "\n" for row in rows))
 PYTHON
-rm -rf tasks logs runs
+rm -rf tasks logs runs first
+# random pictures deserve no right answers: half of the truth becomes what is said, so that right and wrong both occur
+"$python" -m allocentric.cli eval vsibench --data test.jsonl --videos videos --frames 4 --max-new-tokens 128 --out first --json >first.json
+"$python" - <<'PYTHON'
+import json
+from pathlib import Path
+
+said = [json.loads(line)["prediction"] for line in next(Path("first").glob("*/answers.jsonl")).open()]
+rows = [json.loads(line) for line in open("test.jsonl")]
+for row, prediction in list(zip(rows, said, strict=True))[:2]:
+    row["ground_truth"] = prediction
+open("test.jsonl", "w").write("".join(json.dumps(row) + "\n" for row in rows))
+PYTHON
 "$python" -m allocentric.evaluate.lmms_tasks vsibench --data test.jsonl --videos videos --out tasks --max-new-tokens 128
 "$python" -m lmms_eval --model allocentric --model_args max_num_frames=4 --tasks allocentric_vsibench --include_path tasks \
     --log_samples --output_path logs --batch_size 1
@@ -53,6 +65,7 @@ imported, asked = (json.loads(Path(name).read_text().splitlines()[-1])["scores"]
 theirs = next(value for name, value in results.items() if name.startswith("micro,"))
 assert abs(theirs - imported["micro"]["score"]) < 1e-6, (theirs, imported["micro"])
 assert imported == asked, (imported, asked)
+assert 0 < theirs < 100, theirs
 said = [[json.loads(line)["prediction"] for line in file.open()] for file in Path("runs").glob("*/answers.jsonl")]
 assert len(said) == 2 and said[0] == said[1] and any(said[0]), said
 print(f"lmms-eval, its imported log and allo eval agree: micro {theirs:.2f}")
