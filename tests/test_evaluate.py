@@ -157,7 +157,7 @@ def test_every_question_is_asked_of_its_own_room(answered, model, processor, sha
     assert [(row.scene, row.task, row.question.text, row.question.options, row.question.answer) for row in found] == [
         (str(i), q.task, q.text, q.options, q.answer) for i, asked in enumerate(questions) for q in asked
     ]
-    from allocentric.evaluate.rooms import base_task
+    from allocentric.evaluate.rooms import MAX_NEW_TOKENS, base_task
     from allocentric.tasks import VSI_TASKS
 
     question = questions[1][2]
@@ -165,7 +165,7 @@ def test_every_question_is_asked_of_its_own_room(answered, model, processor, sha
     views = room_views(shards, 1)
     assert torch.equal(views.frames[2], torch.from_numpy(shards[1].frames[2].copy()).permute(2, 0, 1))
     assert views.depth is None and views.camera_to_world is None
-    answer = Scene.encode(model, processor, views).ask(task.prompt(question), max_new_tokens=96)
+    answer = Scene.encode(model, processor, views).ask(task.prompt(question), max_new_tokens=MAX_NEW_TOKENS)
     assert found[5].prediction == answer.text
     assert found[5].score == task.score(question, answer.text)
 
