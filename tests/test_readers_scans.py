@@ -22,6 +22,7 @@ from allocentric.cli import main
 from allocentric.readers import count_frames, layout_of, open_scene, open_scenes, open_views
 from allocentric.readers.arkitscenes import pose_at
 from allocentric.readers.embodiedscan import open_embodiedscan, read_pickle
+from allocentric.readers.faults import named
 from allocentric.readers.scannet import open_scannet_scene, read_label_map, read_split
 from allocentric.readers.scannetpp import DepthStream, lz4_block
 from allocentric.readers.sens import SensFile
@@ -964,3 +965,21 @@ def test_text_that_is_none_and_unknown_options_are_refused_by_name(tmp_path):
     (folder / "groundtruth.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match=r"tum: .*can't decode"):
         open_views(folder)
+
+
+def test_pictures_and_archives_that_are_cut_off_are_refused_by_name(tmp_path):
+    folder = write_polycam(tmp_path / "poly")
+    picture = folder / "keyframes" / "images" / "1000.jpg"
+    picture.write_bytes(picture.read_bytes()[:-40])
+    assert refused_by_name(open_views, folder)
+
+    file = write_r3d(tmp_path / "room.r3d")
+    with zipfile.ZipFile(file) as archive:
+        entry = archive.getinfo("rgbd/0.jpg")
+    data = bytearray(file.read_bytes())
+    data[entry.header_offset + 60] ^= 0xFF  # behind the entry's header: in the picture, whose checksum no longer fits
+    file.write_bytes(data)
+    with pytest.raises(ValueError, match=r"room\.r3d: found something malformed"):
+        open_views(file)
+    with pytest.raises(FileNotFoundError), named(tmp_path):  # what says what it lacks is left alone
+        (tmp_path / "nothing").read_bytes()

@@ -4,8 +4,9 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
+from zipfile import BadZipFile
 
-STUMBLES = (TypeError, AttributeError, LookupError, ArithmeticError, NotImplementedError)
+STUMBLES = (TypeError, AttributeError, LookupError, ArithmeticError, NotImplementedError, SyntaxError, BadZipFile)
 
 
 @contextmanager
@@ -17,7 +18,9 @@ def named(path: str | PathLike) -> Iterator[None]:
     """
     try:
         yield
-    except STUMBLES as error:
+    except (*STUMBLES, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # no such file, or no right to read it: that says so by itself; without a number it is a picture cut off
         raise ValueError(f"{path}: found something malformed, expected what this format holds ({error!r})") from error
     except ValueError as error:
         if str(path) in str(error):
