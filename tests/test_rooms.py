@@ -11,6 +11,7 @@ from allocentric.rooms import LABELS, generate, load_scene, make_room, render, w
 from allocentric.rooms.furniture import CATALOG, FIXTURES
 from allocentric.rooms.generate import MIN_VISIBLE, pinhole, staged
 from allocentric.rooms.layout import blocks, footprints_touch
+from allocentric.train.shards import RoomsSpec, write_rooms
 
 SEEDS = range(40, 47)
 
@@ -202,6 +203,15 @@ def test_models_style_says_what_to_install(tmp_path):
 
     with pytest.raises(FileNotFoundError, match="apt-get install sweethome3d-furniture"):
         model_catalog(tmp_path)
+
+
+def test_rooms_of_models_that_are_not_installed_leave_nothing_behind(tmp_path, monkeypatch):
+    from allocentric.rooms.models import model_catalog
+
+    monkeypatch.setattr("allocentric.rooms.models.model_catalog", lambda: model_catalog(tmp_path))
+    with pytest.raises(FileNotFoundError, match="apt-get install"):
+        list(write_rooms(tmp_path / "rooms", RoomsSpec(2, style="models"), workers=1))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_models_are_read_at_catalog_size(tmp_path):

@@ -58,15 +58,17 @@ class RoomSample:
 def write_rooms(folder: Path, spec: RoomsSpec, workers: int = 2) -> Iterator[tuple[int, int]]:
     """Render the rooms that `folder` does not hold yet; yields (rooms there, rooms asked for) as they arrive."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     record, wanted = folder / "spec.json", {k: v for k, v in vars(spec).items() if k != "count"}
-    if record.exists():
-        if (found := json.loads(record.read_text())) != wanted:
-            raise ValueError(f"{folder}: found rooms of {found}, expected {wanted}; use another folder")
-    else:
-        record.write_text(json.dumps(wanted))
+    if record.exists() and (found := json.loads(record.read_text())) != wanted:
+        raise ValueError(f"{folder}: found rooms of {found}, expected {wanted}; use another folder")
     wanted_rooms = [min(SHARD_SIZE, spec.count - start) for start in range(0, spec.count, SHARD_SIZE)]
     missing = {i: rooms for i, rooms in enumerate(wanted_rooms) if _rooms_in(folder / f"{i:05d}") < rooms}
+    if missing and spec.style == "models":
+        from allocentric.rooms.models import model_catalog
+
+        model_catalog()  # says what to install before anything is written
+    folder.mkdir(parents=True, exist_ok=True)
+    record.write_text(json.dumps(wanted))
     done = spec.count - sum(missing.values())
     yield done, spec.count
     if not missing:
