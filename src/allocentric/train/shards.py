@@ -68,7 +68,8 @@ def write_rooms(folder: Path, spec: RoomsSpec, workers: int = 2) -> Iterator[tup
 
         model_catalog()  # says what to install before anything is written
     folder.mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps(wanted))
+    if not record.exists():
+        record.write_text(json.dumps(wanted))
     done = spec.count - sum(missing.values())
     yield done, spec.count
     if not missing:
