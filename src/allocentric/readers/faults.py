@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from os import PathLike
 from zipfile import BadZipFile
 
+# What parsers of other people's formats raise over odd values; the cause stays chained, so a mistake of ours can still be seen.
 STUMBLES = (TypeError, AttributeError, LookupError, ArithmeticError, NotImplementedError, SyntaxError, BadZipFile)
 
 
