@@ -257,7 +257,7 @@ class SpatialMLLMModel(Qwen2_5_VLModel):
     ) -> BaseModelOutputWithPooling:
         """Fused tokens of each video (`pooler_output`: one tensor per row of the grid)."""
         fused = self.fuse(self.encode_2d(pixel_values_videos, video_grid_thw), self.encode_3d(pixel_values_videos, video_grid_thw))
-        return self._per_row(fused, video_grid_thw)
+        return self.per_row(fused, video_grid_thw)
 
     def get_image_features(
         self,
@@ -269,9 +269,10 @@ class SpatialMLLMModel(Qwen2_5_VLModel):
         """Fused tokens of each image. `mm_token_type_ids` tells which images share a prompt, so a scene."""
         scenes = self._image_scenes(image_grid_thw, mm_token_type_ids)
         fused = self.fuse(self.encode_2d(pixel_values, image_grid_thw), self.encode_3d(pixel_values, image_grid_thw, scenes))
-        return self._per_row(fused, image_grid_thw)
+        return self.per_row(fused, image_grid_thw)
 
-    def _per_row(self, fused: Tensor, grid_thw: Tensor) -> BaseModelOutputWithPooling:
+    def per_row(self, fused: Float[Tensor, "tokens hidden"], grid_thw: Int[Tensor, "rows 3"]) -> BaseModelOutputWithPooling:
+        """Fused tokens as Qwen takes them (`mm_encoder_outputs`): `pooler_output` has one tensor per row of the grid."""
         counts = grid_thw.prod(-1) // self.config.vision_config.spatial_merge_size**2
         return BaseModelOutputWithPooling(last_hidden_state=fused, pooler_output=fused.split(counts.tolist()))
 
@@ -394,7 +395,7 @@ class SpatialMLLMModel(Qwen2_5_VLModel):
         expected = int(video_grid_thw.prod(-1).sum()) // self.config.vision_config.spatial_merge_size**2
         if len(video_features_2d) != expected:
             raise ValueError(f"video_features_2d: found {len(video_features_2d)} tokens, expected {expected} by the grids")
-        return self._per_row(self.fuse(video_features_2d, video_features_3d), video_grid_thw)
+        return self.per_row(self.fuse(video_features_2d, video_features_3d), video_grid_thw)
 
 
 # Tensor names of the released checkpoints (transformers 4.51) -> ours. Our own names match none of the patterns.

@@ -17,8 +17,15 @@ from allocentric.tasks.notes import moment, place_note, places, size_note
 ITEM = re.compile(r"\s*([^\d,]*[^\d,\s-])\s+(-?\d+(?:\.\d+)?(?:\s+-?\d+(?:\.\d+)?)*)\s*")
 
 
+# What is listed, and how often it is asked for.
+PLACES = "List all objects with their places (x right, y forward, in meters)."
+SIZES = "List the objects that are the only one of their kind with their sizes (in meters)."
+MOMENTS = "List the objects that are the only one of their kind with the moments when they appear (0 to 15)."
+SHARES = {PLACES: 0.7, SIZES: 0.1, MOMENTS: 0.2}
+
+
 class Inventory(Task):
-    """Lists in alphabetical order: of all seen objects their places, of unique ones their sizes or moments of appearance.
+    """Lists in any order: of all seen objects their places, of unique ones their sizes or moments of appearance.
 
     The score is the F1 of the list: an item counts as much as exp(-distance) between its numbers and those of the true item of
     that label which it fits best; every true item is matched once.
@@ -27,23 +34,19 @@ class Inventory(Task):
     name = "inventory"
 
     def make(self, scene: AnnotatedScene, rng: np.random.Generator, limit: int = 1) -> list[Question]:
-        found = seen(scene)
-        unique = sorted(unique_objects(scene), key=lambda i: scene.objects[i].label)
-        lists = {}
-        if (where := places(scene)) is not None:
-            order = sorted(np.flatnonzero(found), key=lambda i: (scene.objects[i].label, where[i, 0]))
-            what = "List all objects with their places (x right, y forward, in meters)."
-            lists[what] = [place_note(scene.objects[i].label, where[i]) for i in order]
-        what = "List the objects that are the only one of their kind with their sizes (in meters)."
-        lists[what] = [f"{scene.objects[i].label} {size_note(scene.objects[i].box)}" for i in unique]
+        unique = unique_objects(scene)
+        lists = {SIZES: [f"{scene.objects[i].label} {size_note(scene.objects[i].box)}" for i in unique]}
         if scene.visibility is not None:
-            what = "List the objects that are the only one of their kind with the moments when they appear (0 to 15)."
-            lists[what] = [f"{scene.objects[i].label} {moment(scene, scene.objects[i].label)}" for i in unique]
-        whole = [(text, items) for text, items in lists.items() if items]
-        return [
-            Question(self.name, scene.name, text, (), ", ".join(items))
-            for text, items in (whole[i] for i in rng.permutation(len(whole))[:limit])
-        ]
+            lists[MOMENTS] = [f"{scene.objects[i].label} {moment(scene, scene.objects[i].label)}" for i in unique]
+        if (where := places(scene)) is not None:
+            lists[PLACES] = [place_note(scene.objects[i].label, where[i]) for i in np.flatnonzero(seen(scene))]
+        asked = [text for text, items in lists.items() if items]
+        if not asked:
+            return []
+        shares = np.array([SHARES[text] for text in asked])
+        drawn = (asked[k] for k in rng.choice(len(asked), limit, p=shares / shares.sum()))
+        # always in another order: what comes next has to be looked up, it does not follow from the alphabet
+        return [Question(self.name, scene.name, text, (), ", ".join(rng.permutation(lists[text]).tolist())) for text in drawn]
 
     def prompt(self, question: Question) -> str:
         return question.text

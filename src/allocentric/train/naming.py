@@ -54,24 +54,41 @@ class NamedRooms(Dataset):
         }
 
 
+class VisualWords(nn.Module):
+    """The words that visual tokens can say, as directions of the language model's embeddings: categories, and two numbers."""
+
+    def __init__(self, embedding: Float[Tensor, "vocabulary width"], tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]):
+        super().__init__()
+        embedding, width = embedding.detach(), embedding.shape[1]
+        numbers: Mapping[str, float] = {word: value for word, value in number_words().items() if word.startswith(" ")}
+        said = [tokenizer(word, add_special_tokens=False)["input_ids"] for word in (*(f" {label}" for label in labels), *numbers)]
+        rows = _unit(torch.stack([embedding[ids].sum(0) for ids in said]))
+        generator = torch.Generator().manual_seed(0)
+        turns = [torch.linalg.qr(torch.randn(width, width, generator=generator))[0] for _ in range(2)]
+        self.register_buffer("categories", rows[: len(labels)])
+        self.register_buffer("numbers", rows[len(labels) :])
+        self.register_buffer("values", torch.tensor(list(numbers.values())))
+        self.register_buffer("turns", torch.stack(turns))
+        self.register_buffer("loudness", embedding.pow(2).mean().sqrt())
+
+    def say(
+        self, categories: Float[Tensor, "tokens labels"], places: Float[Tensor, "tokens 2"], noise: float = 0.0
+    ) -> Float[Tensor, "tokens width"]:
+        """Tokens that say this and nothing else, as loud as words, but for `noise` of so many times a word's length."""
+        nearest = (self.values - places.nan_to_num()[..., None]).abs().argmin(-1)
+        numbers = torch.einsum("nae,ade->nd", self.numbers[nearest], self.turns) * places.isfinite().all(-1, keepdim=True)
+        tokens = categories @ self.categories + numbers
+        tokens = tokens + noise * self.categories.pow(2).mean().sqrt() * torch.randn_like(tokens)
+        return self.loudness * tokens / tokens.pow(2).mean(-1, keepdim=True).sqrt().clamp(min=1e-6)
+
+
 class Naming(nn.Module):
     """Merger and connector with the loss on what their tokens say. Its own are two gains and a bias per category."""
 
     def __init__(self, model: SpatialMLLMForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]):
         super().__init__()
         self.backbone = model.model
-        embedding = model.get_input_embeddings().weight.detach()
-        width = embedding.shape[1]
-        numbers: Mapping[str, float] = {word: value for word, value in number_words().items() if word.startswith(" ")}
-        said = [tokenizer(word, add_special_tokens=False)["input_ids"] for word in (*(f" {label}" for label in labels), *numbers)]
-        rows = _unit(torch.stack([embedding[ids].sum(0) for ids in said]))
-        generator = torch.Generator().manual_seed(0)
-        turns = [torch.linalg.qr(torch.randn(width, width, generator=generator))[0] for _ in range(2)]
-        self.register_buffer("words", rows[: len(labels)])
-        self.register_buffer("numbers", rows[len(labels) :])
-        self.register_buffer("values", torch.tensor(list(numbers.values())))
-        self.register_buffer("turns", torch.stack(turns))
-        self.register_buffer("loudness", embedding.pow(2).mean().sqrt())
+        self.words = VisualWords(model.get_input_embeddings().weight, tokenizer, labels)
         self.gain = nn.Parameter(torch.full((2,), 4.0))
         self.bias = nn.Parameter(torch.full((len(labels),), -4.0))
 
@@ -83,18 +100,19 @@ class Naming(nn.Module):
         features_3d: Float[Tensor, "tokens grouped_3d"] | None = None,
     ) -> dict[str, Tensor]:
         """The loss, and the median error of places in metres (the likeliest number, each way)."""
+        words = self.words
         tokens = self.backbone.fuse(features_2d, features_3d).float()
         said = _unit(tokens)
-        scores = self.gain[0] * said @ self.words.T + self.bias
+        scores = self.gain[0] * said @ words.categories.T + self.bias
         shown = nn.functional.binary_cross_entropy_with_logits(scores, categories, reduction="none").sum(-1).mean()
         # only directions count above; as loud as words they should stay
-        loss, error = shown + (tokens.pow(2).mean().sqrt() / self.loudness).log() ** 2, places.new_zeros(())
+        loss, error = shown + (tokens.pow(2).mean().sqrt() / words.loudness).log() ** 2, places.new_zeros(())
         placed = places.isfinite().all(-1)
         if placed.any():
-            near = -((self.values - places[placed][..., None]) ** 2) / (2 * BLUR**2)
-            scores = self.gain[1] * torch.einsum("nd,ade,ve->nav", said[placed], self.turns, self.numbers)
+            near = -((words.values - places[placed][..., None]) ** 2) / (2 * BLUR**2)
+            scores = self.gain[1] * torch.einsum("nd,ade,ve->nav", said[placed], words.turns, words.numbers)
             loss = loss - 0.5 * (near.softmax(-1) * scores.log_softmax(-1)).sum(-1).sum(-1).mean()
-            error = (self.values[scores.argmax(-1)] - places[placed]).abs().median()
+            error = (words.values[scores.argmax(-1)] - places[placed]).abs().median()
         return {"loss": loss, "place_error": error.detach()}
 
 

@@ -131,6 +131,13 @@ class SFTStage:
 
 
 @dataclass(frozen=True)
+class ReadingStage(SFTStage):
+    """Questions about rooms that are told by tokens with `noise` (`train.reading`)."""
+
+    noise: float = 0.5
+
+
+@dataclass(frozen=True)
 class NamingStage:
     """Merger and connector on the words of what their tokens show (`train.naming`)."""
 
@@ -142,7 +149,8 @@ class Recipe:
     """A small Spatial-MLLM from nothing but procedural rooms.
 
     matching   the start of `geometry`, on short clips: there matching views is learned, at a fraction of the cost of long ones.
-    reckoning  what the language model learns before it sees anything: `questions` per sequence whose notes are given.
+    reckoning  what the language model learns first, without any video: `questions` per sequence whose notes are given.
+    reading    then, on tokens that say what a video shows.
     """
 
     model: dict[str, Any]
@@ -152,6 +160,7 @@ class Recipe:
     geometry: GeometryStage
     semantics: SemanticsStage
     reckoning: SFTStage
+    reading: ReadingStage
     naming: NamingStage
     sft: SFTStage
     mirrored: bool = True

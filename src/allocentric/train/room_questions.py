@@ -115,13 +115,13 @@ class Reckoning(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         rng = random_generator()
-        scene = entered(self.shards[index].scene, rng)
+        scene = self.shards[index].scene
+        scene = entered(mirror_scene(scene) if rng.random() < 0.5 else scene, rng)
         return pack(self.processor, [], draw_turns(scene, self.tasks, self.questions, rng, **self.wording))
 
 
 def entered(scene: AnnotatedScene, rng: np.random.Generator) -> AnnotatedScene:
-    """The scene as if its first camera stood up to 2 m elsewhere and looked another way; mirrored half of the time."""
-    scene = mirror_scene(scene) if rng.random() < 0.5 else scene
+    """The scene as if its first camera stood up to 2 m elsewhere and looked another way."""
     poses = scene.camera_to_world.copy()
     turn = rng.uniform(0.0, 2 * np.pi)
     around = np.array([[np.cos(turn), -np.sin(turn), 0.0], [np.sin(turn), np.cos(turn), 0.0], [0.0, 0.0, 1.0]])

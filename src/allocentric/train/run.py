@@ -23,9 +23,10 @@ from allocentric.tasks.object_position import ANSWER_FORM
 from allocentric.train.card import CardPlan, export, make_card
 from allocentric.train.features import RoomFeatures, write_features
 from allocentric.train.geometry import GeometricRooms, GeometryLoss, PatchGuidance, collate_clips
-from allocentric.train.naming import NamedRooms, Naming
+from allocentric.train.naming import NamedRooms, Naming, VisualWords
 from allocentric.train.numbers import number_features
 from allocentric.train.optimizer import GroupedTrainer
+from allocentric.train.reading import ReadingTrainer, ToldRooms
 from allocentric.train.recipe import GeometryStage, Optimisation, Recipe, SFTStage, resume_point
 from allocentric.train.room_questions import Reckoning, RoomQuestions, draw_turns
 from allocentric.train.semantics import SemanticRooms, TokenClassifier
@@ -42,7 +43,7 @@ Progress = Callable[[str, Iterable[tuple[int, int]]], None]
 # What each way of seeing gives the language model. The controls are trained like nano, on the same questions for as many steps.
 NO_SPACE = {"use_spatial": False, "spatial_config": None, "connector_config": None}
 VARIANTS = {"nano": ("2d", "3d"), "2d-only": ("2d",), "blind": ()}
-TRAINED_FIRST = ("matching", "geometry", "semantics", "reckoning")
+TRAINED_FIRST = ("matching", "geometry", "semantics", "reckoning", "reading")
 PROJECTIONS = ("visual.merger.", "connector.")
 SEEING = [name for name, see in VARIANTS.items() if see]
 STAGES = (
@@ -64,6 +65,7 @@ def smoke(recipe: Recipe) -> Recipe:
         geometry=replace(recipe.geometry, optimisation=short(recipe.geometry.optimisation)),
         semantics=replace(recipe.semantics, optimisation=short(recipe.semantics.optimisation)),
         reckoning=replace(recipe.reckoning, optimisation=short(recipe.reckoning.optimisation)),
+        reading=replace(recipe.reading, questions=4, optimisation=short(recipe.reading.optimisation)),
         naming=replace(recipe.naming, optimisation=short(recipe.naming.optimisation)),
         sft=replace(recipe.sft, questions=4, optimisation=short(recipe.sft.optimisation)),
     )
@@ -88,8 +90,10 @@ def run(recipe: Recipe, out: Path, progress: Progress, stages: Iterable[str] = S
             train_semantics(recipe, out)
         elif stage == "reckoning":
             train_reckoning(recipe, out)
+        elif stage == "reading":
+            train_reading(recipe, out)
         elif stage == "features":
-            model = assemble(recipe, out).model.eval()
+            model = assemble(recipe, out, after="reckoning").model.eval()
             progress("features", write_features(out / "features", model, training_rooms(recipe, out), recipe.mirrored))
         elif stage.startswith("naming-"):
             train_naming(recipe, out, stage.removeprefix("naming-"))
@@ -222,6 +226,33 @@ def train_reckoning(recipe: Recipe, out: Path) -> None:
     save_file(model.model.language_model.state_dict(), folder / "language_model.safetensors")
 
 
+def train_reading(recipe: Recipe, out: Path) -> None:
+    """Train the language model alone to read tokens that say what a video shows."""
+    folder, stage = out / "reading", recipe.reading
+    if (folder / "language_model.safetensors").exists():
+        return
+    model, processor = assemble(recipe, out, after="reckoning", **NO_SPACE), load_processor(out)
+    words = VisualWords(model.get_input_embeddings().weight, processor.tokenizer, rooms.LABELS)
+    tasks = {name: (TRAINING_TASKS[name], weight) for name, weight in stage.tasks.items()}
+    wording = {"think": stage.think, "note_error": stage.note_error, "bare": stage.bare}
+    grid = video_grid(recipe, model.config)
+    dataset = ToldRooms(
+        training_rooms(recipe, out), processor, tasks, stage.questions, grid, words, rooms.LABELS, stage.noise, **wording
+    )
+    train_on_questions(model, processor, stage, dataset, folder, stage.learning_rates, ReadingTrainer)
+    save_file(model.model.language_model.state_dict(), folder / "language_model.safetensors")
+
+
+def video_grid(recipe: Recipe, config: SpatialMLLMConfig) -> tuple[int, int, int]:
+    """Frames, rows and columns of patches of a room's video."""
+    vision = config.vision_config
+    return (
+        recipe.rooms.frames // vision.temporal_patch_size,
+        recipe.rooms.height // vision.patch_size,
+        recipe.rooms.width // vision.patch_size,
+    )
+
+
 def number_embeddings(model: SpatialMLLMForConditionalGeneration, processor: SpatialMLLMProcessor) -> None:
     """Let near numbers begin alike (`train.numbers`)."""
     numbers, embedding = number_words(), model.get_input_embeddings().weight
@@ -237,18 +268,19 @@ def train_on_questions(
     dataset: Dataset,
     folder: Path,
     learning_rates: dict[str, float],
+    trainer_class: type[SFTTrainer] = SFTTrainer,
 ) -> None:
     if not torch.cuda.is_available():
         model.model.language_model.set_attn_implementation("eager")  # on a CPU the fused kernel's backward pass takes far longer
     collator = partial(collate, pad_token_id=processor.tokenizer.pad_token_id)
-    _train(model, stage.optimisation, folder, dataset, collator, SFTTrainer, learning_rates=learning_rates)
+    _train(model, stage.optimisation, folder, dataset, collator, trainer_class, learning_rates=learning_rates)
 
 
-def assemble(recipe: Recipe, out: Path, **changes) -> SpatialMLLMForConditionalGeneration:
-    """The model with its trained encoders and a language model that can reckon but has seen nothing yet."""
+def assemble(recipe: Recipe, out: Path, after: str = "reading", **changes) -> SpatialMLLMForConditionalGeneration:
+    """The model with its trained encoders, and its language model as it was `after` that stage. Its projections are new."""
     set_seed(recipe.sft.optimisation.seed)
     model = SpatialMLLMForConditionalGeneration(model_config(recipe, out, **changes))
-    model.model.language_model.load_state_dict(load_file(out / "reckoning" / "language_model.safetensors"))
+    model.model.language_model.load_state_dict(load_file(out / after / "language_model.safetensors"))
     model.model.visual.load_state_dict(load_file(out / "semantics" / "visual.safetensors"))
     if model.model.spatial_encoder is not None:
         vggt = new_vggt(recipe)
@@ -262,7 +294,7 @@ def train_naming(recipe: Recipe, out: Path, variant: str) -> None:
     folder, see = out / f"naming-{variant}", VARIANTS[variant]
     if (folder / "projections.safetensors").exists():
         return
-    model = assemble(recipe, out, **({} if "3d" in see else NO_SPACE))
+    model = assemble(recipe, out, after="reckoning", **({} if "3d" in see else NO_SPACE))  # whose words `reading` was told in
     naming = Naming(model, load_processor(out).tokenizer, rooms.LABELS)
     vision = model.config.vision_config
     features = RoomFeatures(out / "features", training_rooms(recipe, out))
@@ -286,12 +318,7 @@ def train_sft(recipe: Recipe, out: Path, variant: str) -> None:
             raise ValueError(f"{out}/naming-{variant}: found {unknown}, expected parts of the model")
     features = RoomFeatures(out / "features", training_rooms(recipe, out))
     tasks = {name: (TRAINING_TASKS[name], weight) for name, weight in stage.tasks.items()}
-    vision = model.config.vision_config
-    grid = (
-        recipe.rooms.frames // vision.temporal_patch_size,
-        recipe.rooms.height // vision.patch_size,
-        recipe.rooms.width // vision.patch_size,
-    )
+    grid = video_grid(recipe, model.config)
     dataset = RoomQuestions(features, processor, tasks, stage.questions, grid, see, stage.think, stage.note_error, stage.bare)
     rates = {name: rate for name, rate in stage.learning_rates.items() if see or "language_model" in name}
     if "3d" not in see:
