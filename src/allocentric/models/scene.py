@@ -173,18 +173,19 @@ class Scene:
         ends = torch.tensor([ends] if isinstance(ends, int) else ends or [], device=self.model.device, dtype=torch.long)
         logits, cache, mask, positions = self._start(questions)
         open_rows = torch.ones(len(questions), dtype=torch.bool, device=mask.device)
-        tokens, probabilities = [[] for _ in questions], [[] for _ in questions]
+        steps = []
         for step in range(max_new_tokens):
             probability, chosen = logits.softmax(-1).max(-1)
             open_rows = open_rows & ~torch.isin(chosen, ends)
-            for row in open_rows.nonzero().flatten().tolist():
-                tokens[row].append(int(chosen[row]))
-                probabilities[row].append(float(probability[row]))
-            if step + 1 == max_new_tokens or not open_rows.any():
+            steps.append((chosen, probability, open_rows))
+            if step + 1 == max_new_tokens or not open_rows.any():  # the one look at the device's results per step
                 break
             mask = torch.cat([mask, mask.new_ones(len(questions), 1)], dim=-1)
             logits = self._step(chosen[:, None], mask, positions, cache)
             positions = positions + 1
+        written = [torch.stack(column, dim=1).tolist() for column in zip(*steps, strict=True)]
+        kept = [[(t, p) for t, p, is_open in zip(*row, strict=True) if is_open] for row in zip(*written, strict=True)]
+        tokens, probabilities = [[t for t, _ in row] for row in kept], [[p for _, p in row] for row in kept]
         texts = self.processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         return [
             Answer(answer, question, sum(p) / len(p) if p else 0.0, self.frames, notes)
