@@ -86,8 +86,8 @@ def _head(recipe: Recipe, out: Path, plan: CardPlan) -> str:
     heads = {k: v for k, v in load_file(out / "geometry" / "vggt.safetensors").items() if not k.startswith("aggregator.")}
     count = sum(t.numel() for t in tensors.values()) / 1e6
     extra = sum(t.numel() for t in heads.values()) / 1e6
-    stages = (recipe.matching, recipe.geometry, recipe.semantics, recipe.reckoning, recipe.sft)
-    matching, geometry, semantics, reckoning, sft = (stage.optimisation for stage in stages)
+    stages = (recipe.matching, recipe.geometry, recipe.semantics, recipe.reckoning, recipe.reading, recipe.naming, recipe.sft)
+    matching, geometry, semantics, reckoning, reading, naming, sft = (stage.optimisation for stage in stages)
     without_video = reckoning.batch_size * recipe.reckoning.questions
     return f"""# nano
 
@@ -97,11 +97,12 @@ It knows those rooms. It does not know your kitchen.
 
 Steps: geometry {matching.steps} of {matching.batch_size} short clips and {geometry.steps} of {geometry.batch_size} longer ones,
 semantics {semantics.steps} of {semantics.batch_size} clips, reckoning {reckoning.steps} of {without_video} questions without
-a video, fine-tuning {sft.steps} of {sft.batch_size} rooms with at most {recipe.sft.questions} questions each.
+a video, reading {reading.steps} of {recipe.reading.questions} questions about told rooms, naming {naming.steps} rooms, fine-tuning
+{sft.steps} of {sft.batch_size} rooms with at most {recipe.sft.questions} questions each.
 
 Scores are VSI-Bench's (official scorer, mean of the eight tasks), on {plan.rooms} held-out rooms and at most {plan.per_task}
 questions of each type a room. Brackets: 95% bootstrap interval over rooms. `2d-only` and `blind` are the same model trained on
-the same questions for as many steps without the spatial branch, and without any video; they learned to reckon as nano did.
+the same questions for as many steps without the spatial branch, and without any video; they learned to reckon and read as nano did.
 `constant answer` is the best single answer per question type on training rooms. `chance` guesses an option; it has none to
 guess for numbers."""
 

@@ -1,7 +1,7 @@
 """Run a recipe stage by stage. Every stage leaves its result in a folder of its own and is skipped once that is there."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -295,9 +295,20 @@ def train_naming(recipe: Recipe, out: Path, variant: str) -> None:
     if (folder / "projections.safetensors").exists():
         return
     model = assemble(recipe, out, after="reckoning", **({} if "3d" in see else NO_SPACE))  # whose words `reading` was told in
-    naming = Naming(model, load_processor(out).tokenizer, rooms.LABELS)
+    name_tokens(recipe, model, load_processor(out), RoomFeatures(out / "features", training_rooms(recipe, out)), see, folder)
+
+
+def name_tokens(
+    recipe: Recipe,
+    model: SpatialMLLMForConditionalGeneration,
+    processor: SpatialMLLMProcessor,
+    features: RoomFeatures,
+    see: Sequence[str],
+    folder: Path,
+) -> None:
+    """Train merger and connector alone (`train.naming`), and write them to `folder`."""
+    naming = Naming(model, processor.tokenizer, rooms.LABELS)
     vision = model.config.vision_config
-    features = RoomFeatures(out / "features", training_rooms(recipe, out))
     dataset = NamedRooms(features, rooms.LABELS, vision.patch_size * vision.spatial_merge_size, see)
     for name, parameter in naming.backbone.named_parameters():
         parameter.requires_grad_(name.startswith(PROJECTIONS))
@@ -308,21 +319,38 @@ def train_naming(recipe: Recipe, out: Path, variant: str) -> None:
 
 def train_sft(recipe: Recipe, out: Path, variant: str) -> None:
     """Fine-tune one variant and save it, with its processor, in `out/<variant>`."""
-    stage, see, target = recipe.sft, VARIANTS[variant], out / variant
-    if (target / "config.json").exists():
+    see = VARIANTS[variant]
+    if (out / variant / "config.json").exists():
         return
-    model, processor = assemble(recipe, out, **({} if "3d" in see else NO_SPACE)), load_processor(out)
+    model = assemble(recipe, out, **({} if "3d" in see else NO_SPACE))
     if see:
-        learned = load_file(out / f"naming-{variant}" / "projections.safetensors")
-        if unknown := model.model.load_state_dict(learned, strict=False).unexpected_keys:
-            raise ValueError(f"{out}/naming-{variant}: found {unknown}, expected parts of the model")
+        load_projections(model, out / f"naming-{variant}")
     features = RoomFeatures(out / "features", training_rooms(recipe, out))
+    fine_tune(recipe, model, load_processor(out), features, see, out / f"sft-{variant}", out / variant)
+
+
+def load_projections(model: SpatialMLLMForConditionalGeneration, folder: Path) -> None:
+    """Take over what `name_tokens` wrote to `folder`."""
+    if unknown := model.model.load_state_dict(load_file(folder / "projections.safetensors"), strict=False).unexpected_keys:
+        raise ValueError(f"{folder}: found {unknown}, expected parts of the model")
+
+
+def fine_tune(
+    recipe: Recipe,
+    model: SpatialMLLMForConditionalGeneration,
+    processor: SpatialMLLMProcessor,
+    features: RoomFeatures,
+    see: Sequence[str],
+    folder: Path,
+    target: Path,
+) -> None:
+    """Fine-tune a model on questions about rooms whose features are kept, in `folder`; save it and its processor in `target`."""
+    stage, grid = recipe.sft, video_grid(recipe, model.config)
     tasks = {name: (TRAINING_TASKS[name], weight) for name, weight in stage.tasks.items()}
-    grid = video_grid(recipe, model.config)
     dataset = RoomQuestions(features, processor, tasks, stage.questions, grid, see, stage.think, stage.note_error, stage.bare)
     rates = {name: rate for name, rate in stage.learning_rates.items() if see or "language_model" in name}
     if "3d" not in see:
         rates.pop("model.connector", None)
-    train_on_questions(model, processor, stage, dataset, out / f"sft-{variant}", rates)
-    model.save_pretrained(target)
+    train_on_questions(model, processor, stage, dataset, folder, rates)
     processor.save_pretrained(target)
+    model.save_pretrained(target)  # last: its config says that all is there
