@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from allocentric.answer import split_notes
 from allocentric.model import Model
 from allocentric.readers import open_views
 from allocentric.rooms import load_scene
 from allocentric.rooms.scene_io import save_scene
 from allocentric.tasks import VSI_TASKS
+from allocentric.tasks.notes import with_notes
 from allocentric.train.cold_start import (
     PROGRAMS,
     Trace,
@@ -196,7 +196,7 @@ def test_a_local_model_is_sampled_k_times(places, questions):
     assert ask(posed, 0) == texts and ask(posed, 1) != texts
 
 
-@pytest.mark.parametrize("name", ["geometry", "worked_notes", "notes"])
+@pytest.mark.parametrize("name", ["geometry", "notes"])
 def test_programs_are_right_about_annotated_scenes(places, name):
     questions = gather_questions(places, 1000, per_task=4)
     teacher, scores = program_teacher(PROGRAMS[name]), []
@@ -210,8 +210,10 @@ def test_programs_are_right_about_annotated_scenes(places, name):
 def test_notes_are_those_of_nano(places):
     posed = next(p for p in gather_questions(places, 1000) if p.question.task == "object_abs_distance")
     (text,) = program_teacher(PROGRAMS["notes"], "notes")(posed, 0)
-    written, answer = split_notes(text)
-    assert answer == posed.question.answer and all(label in written for label in posed.question.objects)
+    assert text == with_notes(posed.scene, posed.question) and text.endswith(f"</think>{posed.question.answer}")
+    size = next(p for p in gather_questions(places, 1000) if p.question.task == "room_size_estimation")
+    assert program_teacher(PROGRAMS["notes"], "notes")(size, 0) == [size.question.answer]  # there is nothing to note
+    assert program_teacher(PROGRAMS["notes"])(size, 0) == []  # and no reasoning to show where some is asked for
     with pytest.raises(ValueError, match="found no annotated scene"):
         program_teacher()(replace(posed, scene=None), 0)
 

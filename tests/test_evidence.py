@@ -119,7 +119,9 @@ def test_it_runs_and_goes_on_where_it_stopped(request, tmp_path, shards, process
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")} == first
 
     traces = [json.loads(line) for line in (out / "seed-0" / "traces.jsonl").read_text().splitlines()]
-    assert traces and all(line["reward"] > 0 and "<think>" in line["conversations"][1]["value"] for line in traces)
+    assert traces and all(line["reward"] > 0 for line in traces)
+    noted = {(line["task"] == "room_size_estimation", "<think>" in line["conversations"][1]["value"]) for line in traces}
+    assert noted <= {(False, True), (True, False)}, "notes everywhere but where nano takes none"
     log = json.loads((out / "seed-0" / "grpo" / "log.json").read_text())
     assert sum(entry.get("cpu_seconds", 0) for entry in log) > 0 and any("reward" in entry for entry in log)
     text = (out / "report.md").read_text()

@@ -33,11 +33,6 @@ from allocentric.tasks.notes import notes, places
 
 
 @pytest.fixture(scope="module")
-def scene(shards):
-    return shards[0].scene
-
-
-@pytest.fixture(scope="module")
 def graph(scene):
     return map_graph(scene)
 

@@ -22,6 +22,7 @@ from allocentric.train.recipe import (
     Spa3VLMTraining,
     SSRTraining,
     read_recipe,
+    resume_point,
 )
 from allocentric.train.sft import freeze_except, parameter_groups
 from test_model import write_video
@@ -223,6 +224,15 @@ def test_a_killed_stage_goes_on_from_its_checkpoint(recipes, tmp_path, monkeypat
     before = state(tmp_path)
     run.run(recipe, tmp_path, show_nothing, ["rooms", "matching"])
     assert state(tmp_path) == before and len(calls) == 7
+
+
+def test_a_checkpoint_that_was_being_written_is_passed_over(tmp_path):
+    assert resume_point(tmp_path / "none") is None and resume_point(tmp_path) is None
+    for step, whole in ((5, True), (90, True), (100, False)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if whole:
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").touch()
+    assert resume_point(tmp_path) == str(tmp_path / "checkpoint-90")
 
 
 def test_fine_tuning_runs_resumes_and_stops(recipes, tmp_path):

@@ -49,9 +49,10 @@ def test_the_published_form(text, expected):
 
 
 def test_the_form_of_notes():
-    assert well_formed("<think>sofa 1.0 2.0</think>1.6", "notes")
-    for text in ("1.6", "<think>a</think>", "<think>a</think><think>b</think>1", "x<think>a</think>1", "<think>a 1.6"):
+    assert well_formed("<think>sofa 1.0 2.0</think>1.6", "notes") and well_formed("1.6", "notes")
+    for text in ("", "<think>a</think>", "<think>a</think><think>b</think>1", "x<think>a</think>1", "<think>a 1.6", "a</think>1.6"):
         assert not well_formed(text, "notes")
+    assert with_form("", "1.6", "notes") == "1.6" and not well_formed(with_form("", "1.6"))
     assert answer_in("<think>a</think>1.6", "notes") == "1.6" and answer_in("<think>a 1.6", "notes") == ""
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from allocentric.evaluate.rooms import numbered, room_questions, row_of
 from allocentric.models.patches import patchify
@@ -86,6 +87,8 @@ def test_smoke_run_from_the_command_line(tmp_path, monkeypatch, capsys):
     assert "Not in the table: mask-25, which was not asked" in report
     model, raw = (load_spa3_vlm(tmp_path / name) for name in ("spa3-vlm", "raw-vggt"))
     assert not model.model.connector.adds_nothing()  # it started so, and has learned
+    named = load_file(tmp_path / "naming-spa3-vlm" / "projections.safetensors")
+    assert {name.split(".")[0] for name in named} == {"connector", "visual"} and named["connector.adaptor.2.weight"].any()
     assert raw.config.raw_vggt and torch.equal(
         raw.model.spatial_encoder.aggregator.patch_embed.pos_embed, model.model.spatial_encoder.aggregator.patch_embed.pos_embed
     )

@@ -188,6 +188,8 @@ def test_unknown_tasks_stages_and_variants_are_named(recipe, tmp_path):
     stage = replace(recipe.structure, tasks={"juggling": 1.0})
     with pytest.raises(ValueError, match=r"tasks: found \['juggling'\]"):
         tasks_of(recipe, "A", stage)
+    with pytest.raises(ValueError, match=r"bare: found 0\.2, expected 0"):
+        tasks_of(recipe, "A", replace(recipe.reasoning, bare=0.2))
     with pytest.raises(ValueError, match=r"stages: found \['dance'\]"):
         train_ssr(recipe, tmp_path, lambda name, steps: None, ["dance"])
     with pytest.raises(ValueError, match="variant: found fusion 'E'"):

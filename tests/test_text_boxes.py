@@ -33,11 +33,6 @@ from allocentric.readers.conventions import (
 from allocentric.scenes import AnnotatedScene, SceneObject
 
 
-@pytest.fixture(scope="module")
-def scene(shards):
-    return shards[0].scene
-
-
 def iou(a: Box3D, b: Box3D) -> float:
     return float(box_iou(boxes_to_array([a]), boxes_to_array([b]))[0])
 

@@ -381,7 +381,7 @@ def cold_start(
     model: Annotated[str | None, arg(help="teacher: a folder of weights, a hub id, or nano")] = None,
     endpoint: Annotated[str | None, arg(help="teacher: a server with OpenAI's chat protocol, http://localhost:8000/v1")] = None,
     served: Annotated[str, arg(help="name of the model on the server")] = "",
-    program: Annotated[Literal["geometry", "worked_notes", "notes"] | None, arg(help="no teacher: from annotated scenes")] = None,
+    program: Annotated[Literal["geometry", "notes"] | None, arg(help="no teacher: from annotated scenes")] = None,
     count: Annotated[int, arg(help="how many questions, drawn at random")] = 5000,
     k: Annotated[int, tyro.conf.arg(aliases=["-k"], help="traces of each question")] = 3,
     form: Annotated[Literal["answer_tags", "notes"], arg(help="notes: as nano writes")] = "answer_tags",

@@ -148,12 +148,13 @@ class Spa3VLMModel(SpatialMLLMModel):
         self,
         features_2d: Float[Tensor, "tokens grouped_2d"],
         latents: Float[Tensor, "latents width"],
-        counts: list[int],
+        counts: list[int] | None = None,
     ) -> Float[Tensor, "tokens hidden"]:
         """Merge the 2D features; each scene's tokens then ask that scene's latent, and no other.
 
-        counts   visual tokens of each scene, in the order of the tokens.
+        counts   visual tokens of each scene, in the order of the tokens; None: all are of one scene.
         """
+        counts = [len(features_2d)] if counts is None else counts
         merged = self.visual.merger(features_2d.to(self.dtype).reshape(-1, self.config.vision_config.hidden_size))
         width = self.connector.projector[0].in_features
         rows = len(latents) // len(counts) if self.config.raw_vggt else self.config.spa3r_config.num_queries
@@ -210,7 +211,7 @@ class Spa3VLMModel(SpatialMLLMModel):
         counts = [sum(tokens[row] for row in scene) for scene in scenes]
         fused = self.fuse(torch.cat([rows[row] for row in order]), kept, counts).split([tokens[row] for row in order])
         back = sorted(range(len(order)), key=order.__getitem__)
-        return self._per_row(torch.cat([fused[i] for i in back]), image_grid_thw)
+        return self.per_row(torch.cat([fused[i] for i in back]), image_grid_thw)
 
     def fuse_videos(
         self, video_features_2d: Tensor, video_features_3d: Tensor, video_grid_thw: Tensor
@@ -219,7 +220,7 @@ class Spa3VLMModel(SpatialMLLMModel):
         counts = self._token_counts(video_grid_thw)
         if len(video_features_2d) != sum(counts):
             raise ValueError(f"video_features_2d: found {len(video_features_2d)} tokens, expected {sum(counts)} by the grids")
-        return self._per_row(self.fuse(video_features_2d, video_features_3d, counts), video_grid_thw)
+        return self.per_row(self.fuse(video_features_2d, video_features_3d, counts), video_grid_thw)
 
     def forward(
         self,
@@ -362,9 +363,7 @@ def geometry_view(image: UInt8[Tensor, "3 h w"], width: int, patch: int) -> UInt
     return image[:, :, top : top + width]
 
 
-def load_spa3_vlm(
-    path: str | Path, spa3r_config: Spa3RConfig | dict | None = None, **kwargs
-) -> Spa3VLMForConditionalGeneration:
+def load_spa3_vlm(path: str | Path, spa3r_config: Spa3RConfig | dict | None = None, **kwargs) -> Spa3VLMForConditionalGeneration:
     """Load the released `spa3_vlm` folder or one saved by this library, from a folder or hub id.
 
     Missing and unexpected names are errors. `spa3r_config` overrides the encoder that the config implies (the released one where it

@@ -12,7 +12,6 @@ import base64
 import io
 import json
 import os
-import re
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
@@ -165,26 +164,6 @@ def by_geometry(scene: AnnotatedScene, question: Question) -> tuple[str, str] | 
 
     Coordinates are metres right of and ahead of the first camera, or the world's where its pose is unknown.
     """
-    found = computation(scene, question)
-    return ("\n".join(found[0]), found[1]) if found else None
-
-
-def by_worked_notes(scene: AnnotatedScene, question: Question) -> tuple[str, str] | None:
-    """The same computation as nano writes numbers: tenths of metres, no brackets or units, one line."""
-    found = computation(scene, question)
-    if found is None:
-        return None
-    lines, answer = found
-    if question.task == "route_planning":
-        lines = [line for line in lines if " at (" in line or "degrees" in line]  # the turns say which option it is
-    text = re.sub(r"(?<=[a-z])\.\d+\b", "", ", ".join(lines))  # chair.2 -> chair
-    text = re.sub(r" (?:at|=) \((\S+), (\S+)\)", r" \1 \2", text)
-    text = re.sub(r"-?\d+\.\d+", lambda number: f"{float(number[0]):z.1f}", text)
-    return re.sub(r"(?<=\d) (?:metres|degrees|cm)", "", text), answer
-
-
-def computation(scene: AnnotatedScene, question: Question) -> tuple[list[str], str] | None:
-    """The lines of a program's computation and its answer; None where the scene lacks what it takes."""
     graph = SceneGraph.from_scene(scene)
     graph = graph if graph.viewpoint is None else graph.canonical()
     answer = ask_graph(graph, question.text, question.options)
@@ -192,26 +171,26 @@ def computation(scene: AnnotatedScene, question: Question) -> tuple[list[str], s
         return None
     where = {name: f"{name} at ({x:.2f}, {y:.2f})" for name, (x, y) in zip(graph.names, graph.points, strict=True)}
     placed = [] if question.task in PLACELESS else [where[name] for name in dict.fromkeys(answer.objects)]
-    return [*(line for line in placed if line not in answer.steps), *answer.steps], answer.text
+    return "\n".join([*(line for line in placed if line not in answer.steps), *answer.steps]), answer.text
 
 
-def by_notes(scene: AnnotatedScene, question: Question) -> tuple[str, str] | None:
-    """Notes as nano learns them (`tasks.notes`), with the known answer."""
-    written, answer = split_notes(with_notes(scene, question))
-    return (written, answer) if written else None
+def by_notes(scene: AnnotatedScene, question: Question) -> tuple[str, str]:
+    """Notes as nano learns them (`tasks.notes`), exact, with the known answer; no notes where nano takes none."""
+    return split_notes(with_notes(scene, question))
 
 
-PROGRAMS: dict[str, Program] = {"geometry": by_geometry, "worked_notes": by_worked_notes, "notes": by_notes}
+PROGRAMS: dict[str, Program] = {"geometry": by_geometry, "notes": by_notes}
 
 
 def program_teacher(program: Program = by_geometry, form: str = "answer_tags") -> Teacher:
-    """A program in place of a model: one trace of each question about an annotated scene, as far as the program has an answer."""
+    """A program in place of a model: one trace of each question about an annotated scene, as far as the program has one."""
 
     def ask(posed: Posed, number: int) -> list[str]:
         if posed.scene is None:
             raise ValueError(f"{posed.place}: found no annotated scene, expected a folder of scene folders for traces by a program")
         found = program(posed.scene, posed.question)
-        return [with_form(*found, form)] if found else []
+        text = with_form(*found, form) if found else ""
+        return [text] if well_formed(text, form) else []
 
     return ask
 

@@ -3,13 +3,14 @@
     allo train recipes/nano.yaml --out out/nano
     python -m allocentric.train.evidence recipes/grpo_nano.yaml --run out/nano --out out/evidence       run again to resume
 
-    sft         nano as it comes with the package: where the others start
+    sft         nano as that run left it: where the others start
     longer      its supervised stage goes on, for about as much computation as the next two took together
-    cold start  fine-tuned on traces that exact programs computed (`cold_start.by_worked_notes`)
+    cold start  fine-tuned on traces that exact programs computed (`cold_start.by_notes`)
     GRPO        the cold start goes on by reward, as the recipe says
 
 Leaves report.md and curves.svg in the output folder. An arm that has finished is skipped, one that was interrupted continues. Seeds
-can run side by side, each in a command of its own (`--seeds 0`, `--seeds 1`); a last command with all of them writes the report.
+can run side by side, each in a command of its own on one core (OMP_NUM_THREADS=1, `--seeds 0` and `--seeds 1`); a last command with
+all of them writes the report.
 """
 
 import json
@@ -34,7 +35,6 @@ from allocentric.answer import END_THINK, THINK
 from allocentric.evaluate.answers import Row, read_rows
 from allocentric.evaluate.rooms import ask_rooms, chance_rows, constant_rows, room_questions
 from allocentric.evaluate.statistics import Averages, averages, bootstrap, interval
-from allocentric.model import NANO
 from allocentric.models.processor import SpatialMLLMProcessor
 from allocentric.models.spatial_mllm import SpatialMLLMConfig, load_spatial_mllm
 from allocentric.tasks import TRAINING_TASKS, Question, make_questions
@@ -129,7 +129,7 @@ def write_traces(plan: Plan, seed: int, show: Show) -> Path:
             scene, rng = shards[row].scene, np.random.default_rng([seed, row])
             drawn = draw_questions(scene, tasks, plan.sft.questions, rng)
             posed += [Posed(question, "video", (str(row),), f"room {row}", scene) for question in drawn]
-        teacher = cold_start.program_teacher(cold_start.by_worked_notes, "notes")
+        teacher = cold_start.program_teacher(cold_start.by_notes, "notes")
         show("traces", cold_start.cold_start(posed, teacher, file, "notes"))
     return file
 
@@ -167,8 +167,8 @@ def train_longer(plan: Plan, seed: int) -> None:
     def dataset(processor: SpatialMLLMProcessor, config: SpatialMLLMConfig) -> Dataset:
         features, grid = cached_rooms(plan.grpo.rooms, config)
         tasks = {name: (TRAINING_TASKS[name], weight) for name, weight in plan.sft.tasks.items()}
-        stage = plan.sft
-        return RoomQuestions(features, processor, tasks, stage.questions, grid, ("2d", "3d"), stage.think, stage.note_error)
+        stage, see = plan.sft, ("2d", "3d")
+        return RoomQuestions(features, processor, tasks, stage.questions, grid, see, stage.think, stage.note_error, stage.bare)
 
     steps = plan.longer_steps or steps_for_the_same(plan, seed)
     supervise(plan, replace(plan.longer, steps=steps), dataset, plan.folder("longer", seed), seed)
@@ -288,11 +288,12 @@ def over_seeds(plan: Plan, found: Mapping[str, Averages]) -> dict[str, Averages]
 
 def head(plan: Plan, logs: Mapping[str, Log], asked: int) -> str:
     grpo, settings, rooms = plan.grpo.optimisation, plan.grpo.grpo, plan.grpo.rooms
+    seeds = f"seed{'s' * (len(plan.seeds) > 1)} {', '.join(map(str, plan.seeds))}"
     questions, longer = plan.sft.questions, sorted({logs[run_name("longer", seed)][-1]["step"] for seed in plan.seeds})
     return f"""# Does learning by reward help nano?
 
 Made by `python -m allocentric.train.evidence`. All arms start from the same nano and are trained on the same {rooms.rooms} rooms,
-with {len(plan.seeds)} seeds. They answer the same {asked} questions about {plan.heldout} rooms nobody trained on, greedily; scores
+{seeds}. They answer the same {asked} questions about {plan.heldout} rooms nobody trained on, greedily; scores
 are VSI-Bench's. Brackets: 95 % bootstrap intervals over rooms, the same rooms drawn for all arms, of means over seeds.
 
 | arm | |
@@ -424,7 +425,7 @@ def smoke(plan: Plan) -> Plan:
         plan.grpo,
         batch=1,
         rooms=replace(plan.grpo.rooms, questions=2),
-        grpo=replace(plan.grpo.grpo, group=2, max_new_tokens=24),
+        grpo=replace(plan.grpo.grpo, group=2),
         optimisation=replace(plan.grpo.optimisation, **short),
     )
     cold, longer = replace(plan.cold, **short), replace(plan.longer, **short)
@@ -436,7 +437,7 @@ def evidence(
     out: Annotated[Path, tyro.conf.arg(help="folder for everything; run again to resume")],
     run: Annotated[Path | None, tyro.conf.arg(help="what recipes/nano.yaml left; default: the one that the recipe names")] = None,
     nano: Annotated[Path, tyro.conf.arg(help="recipe whose supervised stage goes on")] = Path("recipes/nano.yaml"),
-    start: Annotated[Path, tyro.conf.arg(help="weights to start from; default: nano as packaged")] = NANO,
+    start: Annotated[Path | None, tyro.conf.arg(help="weights to start from; default: the run's nano")] = None,
     seeds: tuple[int, ...] = (0, 1),
     rooms: Annotated[int | None, tyro.conf.arg(help="training rooms of the run; default: the recipe's")] = None,
     heldout: int = 200,
@@ -461,7 +462,7 @@ def evidence(
     plan = Plan(
         grpo=replace(grpo, rooms=spec, optimisation=optimisation),
         sft=stages.sft,
-        start=start,
+        start=start or Path(spec.run) / "nano",
         out=out,
         cold=replace(supervised, steps=cold_steps, learning_rate=cold_rate),
         longer=replace(supervised, learning_rate=longer_rate),

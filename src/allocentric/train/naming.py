@@ -97,7 +97,7 @@ class Naming(nn.Module):
         features_2d: Float[Tensor, "tokens grouped_2d"],
         categories: Float[Tensor, "tokens labels"],
         places: Float[Tensor, "tokens 2"],
-        features_3d: Float[Tensor, "tokens grouped_3d"] | None = None,
+        features_3d: Float[Tensor, "kept grouped_3d"] | None = None,
     ) -> dict[str, Tensor]:
         """The loss, and the median error of places in metres (the likeliest number, each way)."""
         words = self.words

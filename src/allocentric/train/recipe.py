@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import yaml
 from transformers import TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
 from allocentric.train.shards import RoomsSpec
 
@@ -587,5 +586,6 @@ def _build(kind: Any, value: Any, where: str) -> Any:
 
 
 def resume_point(out: Path) -> str | None:
-    """The newest checkpoint in a stage's folder, or None."""
-    return get_last_checkpoint(str(out)) if out.is_dir() else None
+    """The newest whole checkpoint in a stage's folder, or None; of one that was being written the state is still missing."""
+    whole = [state.parent for state in out.glob("checkpoint-*/trainer_state.json")]
+    return str(max(whole, key=lambda folder: int(folder.name.split("-")[1]))) if whole else None

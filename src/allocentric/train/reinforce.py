@@ -16,7 +16,7 @@ from allocentric.rooms import load_scene
 from allocentric.tasks import TRAINING_TASKS, make_questions
 from allocentric.train.features import RoomFeatures
 from allocentric.train.finetune import load_to_train, prepare, tiny_start, train_and_save
-from allocentric.train.grpo import Completer, GRPOTrainer
+from allocentric.train.grpo import Completer, GRPOTrainer, backbone_of
 from allocentric.train.questions import AskedRooms, AskedScenes, Posed, question_line
 from allocentric.train.recipe import Annotations, NanoRooms, Reinforce, Start
 from allocentric.train.rewards import rewards_of
@@ -39,6 +39,7 @@ def reinforce(recipe: Reinforce, out: Path, sampler: Completer | None = None, ca
         return
     recipe, arguments = prepare(recipe, out, tiny_questions)
     model, processor = load_to_train(recipe)
+    backbone_of(model).language_model.set_attn_implementation("sdpa")  # to sample, and for long packs, the faster one on a CPU too
     train, heldout = datasets(recipe, processor, model)
     if heldout is not None:
         arguments.eval_strategy, arguments.eval_steps = IntervalStrategy.STEPS, recipe.evaluate_every

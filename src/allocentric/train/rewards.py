@@ -37,7 +37,7 @@ def answer_in(text: str, form: str = "answer_tags") -> str:
     """The answer in what was written; empty when there is none.
 
     answer_tags   <think>...</think><answer>...</answer>, the published form; the last answer block counts.
-    notes         <think>...</think>answer, as nano writes (`tasks.notes`).
+    notes         <think>...</think>answer, or the answer alone, as nano writes (`tasks.notes`).
     """
     if form == "notes":
         return split_notes(text)[1]
@@ -46,8 +46,13 @@ def answer_in(text: str, form: str = "answer_tags") -> str:
 
 
 def well_formed(text: str, form: str = "answer_tags") -> bool:
-    """Whether the text is one block of reasoning and one answer, each tag exactly once, and nothing else."""
+    """Whether the text is one block of reasoning and one answer, each tag exactly once, and nothing else.
+
+    In the form of notes an answer may also stand alone: nano takes none where there is nothing to note.
+    """
     tags = (THINK, END_THINK, ANSWER, END_ANSWER)
+    if form == "notes" and THINK not in text and END_THINK not in text:
+        return bool(text.strip())
     if form == "notes":
         tags, whole = tags[:2], f"{THINK}.+{END_THINK}.+"
     else:
@@ -57,7 +62,9 @@ def well_formed(text: str, form: str = "answer_tags") -> bool:
 
 def with_form(reasoning: str, answer: str, form: str = "answer_tags") -> str:
     """Reasoning and answer as one text."""
-    return f"{THINK}{reasoning}{END_THINK}" + (answer if form == "notes" else f"{ANSWER}{answer}{END_ANSWER}")
+    if form == "notes":
+        return f"{THINK}{reasoning}{END_THINK}{answer}" if reasoning else answer
+    return f"{THINK}{reasoning}{END_THINK}{ANSWER}{answer}{END_ANSWER}"
 
 
 def reasoning_prompt(question: Question, form: str = "answer_tags") -> str:

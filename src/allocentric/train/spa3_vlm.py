@@ -1,16 +1,14 @@
 """Spa3-VLM at the size of nano: a run of nano's recipe once more, with a scene latent in place of added geometry.
 
     run of recipes/nano.yaml ─► rooms, 2D encoder and its features, VGGT ─┐
-    pretraining of a Spa3R on those rooms, VGGT frozen ─► a latent a room ─┴► fine-tuning ─► answers on other rooms
+    pretraining of a Spa3R on those rooms, VGGT frozen ─► a latent a room ─┴► naming ─► fine-tuning ─► answers on other rooms
 
 Every variant sees the rooms, questions and steps that nano and its controls saw, and starts as the control that has no geometry:
-the connector adds nothing yet. What is frozen is computed once.
+its connector adds nothing before naming. What is frozen is computed once.
 """
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,13 +31,11 @@ from allocentric.evaluate.rooms import (
 from allocentric.evaluate.spa3r import report_on
 from allocentric.models.processor import SpatialMLLMProcessor
 from allocentric.models.spa3_vlm import Spa3VLMConfig, Spa3VLMForConditionalGeneration, Spa3VLMModel, load_spa3_vlm
-from allocentric.tasks import TRAINING_TASKS, make_questions
+from allocentric.tasks import make_questions
 from allocentric.train import pretrain, run
 from allocentric.train.card import HELD_OUT_SEED, CardPlan
 from allocentric.train.features import RoomFeatures, write_features
-from allocentric.train.recipe import Pretrain, Recipe, Spa3Variant, Spa3VLMTraining, read_recipe, resume_point
-from allocentric.train.room_questions import RoomQuestions
-from allocentric.train.sft import SFTTrainer, collate
+from allocentric.train.recipe import Pretrain, Recipe, Spa3Variant, Spa3VLMTraining, read_recipe
 from allocentric.train.shards import RoomShards, RoomsSpec, write_rooms
 
 Progress = Callable[[str, Iterable[tuple[int, int]]], None]
@@ -96,12 +92,19 @@ def train_variant(
     progress: Progress,
     workers: int = 2,
 ) -> None:
-    """Pretrain, encode the rooms, fine-tune and ask one variant; what is there already is not done again."""
+    """Pretrain, encode the rooms, name, fine-tune and ask one variant; what is there already is not done again."""
     if not (out / name / "config.json").exists():
         encoder = scene_encoder(variant, pretraining, out, progress, workers)
-        model, rooms = assemble(nano, source, variant, encoder), run.training_rooms(nano, source)
-        progress(f"latents of {name}", write_features(out / f"latents-{name}", SceneBranch(model.model), rooms, nano.mirrored))
-        fine_tune(nano, source, model, out, name)
+        rooms, processor, see = run.training_rooms(nano, source), run.load_processor(source), ("2d", "3d")
+        latents, naming = out / f"latents-{name}", out / f"naming-{name}"
+        model = assemble(nano, source, variant, encoder, after="reckoning")  # as nano's naming begins
+        progress(f"latents of {name}", write_features(latents, SceneBranch(model.model), rooms, nano.mirrored))
+        features = LatentFeatures(source / "features", latents, rooms)
+        if not (naming / "projections.safetensors").exists():
+            run.name_tokens(one_room_a_pass(nano), model, processor, features, see, naming)
+        model = assemble(nano, source, variant, encoder)
+        run.load_projections(model, naming)
+        run.fine_tune(nano, model, processor, features, see, out / f"sft-{name}", out / name)
     asked = held_out(source, plan, progress, workers)
     trained, processor = load_spa3_vlm(out / name, dtype=torch.float32), SpatialMLLMProcessor.from_pretrained(out / name)
     questions = room_questions(asked, plan.per_task)
@@ -122,9 +125,11 @@ def scene_encoder(variant: Spa3Variant, pretraining: Pretrain, out: Path, progre
     return load_spa3r(folder / "model", decoder=False)
 
 
-def assemble(nano: Recipe, source: Path, variant: Spa3Variant, encoder: Spa3REncoder) -> Spa3VLMForConditionalGeneration:
-    """nano's control without geometry, before its fine-tuning, with a scene encoder and a connector that adds nothing yet."""
-    base = run.assemble(nano, source, **run.NO_SPACE)
+def assemble(
+    nano: Recipe, source: Path, variant: Spa3Variant, encoder: Spa3REncoder, after: str = "reading"
+) -> Spa3VLMForConditionalGeneration:
+    """nano's control without geometry, its language model as it was `after` a stage, and a connector that adds nothing yet."""
+    base = run.assemble(nano, source, after, **run.NO_SPACE)
     given = {name: value for name, value in base.config.to_dict().items() if name not in ("model_type", "architectures")}
     config = Spa3VLMConfig(**given | {"spa3r_config": encoder.config, "raw_vggt": variant.raw_vggt})
     model = Spa3VLMForConditionalGeneration(config)
@@ -133,6 +138,13 @@ def assemble(nano: Recipe, source: Path, variant: Spa3Variant, encoder: Spa3REnc
     assert not new.unexpected_keys and all(n.startswith(("model.spatial_encoder.", "model.connector.")) for n in new.missing_keys)
     assert model.model.connector.adds_nothing(), "a new connector must leave the tokens as they are"
     return model
+
+
+def one_room_a_pass(nano: Recipe) -> Recipe:
+    """The same naming, room by room: in a forward pass tokens ask one latent."""
+    optimisation = nano.naming.optimisation
+    passes = optimisation.batch_size * optimisation.accumulate
+    return replace(nano, naming=replace(nano.naming, optimisation=replace(optimisation, batch_size=1, accumulate=passes)))
 
 
 class SceneBranch(nn.Module):
@@ -156,32 +168,6 @@ class LatentFeatures(RoomFeatures):
         if len(kept) != len(self):
             raise ValueError(f"{latents}: found latents of {len(kept)} rooms, expected {len(self)} as in {features}")
         self.files["3d"] = kept.files["3d"]
-
-
-def fine_tune(nano: Recipe, source: Path, model: Spa3VLMForConditionalGeneration, out: Path, name: str) -> None:
-    """Train as nano's fine-tuning does, and save model and processor in `out/<name>`."""
-    stage, target, folder = nano.sft, out / name, out / f"sft-{name}"
-    processor = run.load_processor(source)
-    if not torch.cuda.is_available():
-        model.model.language_model.set_attn_implementation("eager")  # on a CPU the fused kernel's backward pass takes far longer
-    features = LatentFeatures(source / "features", out / f"latents-{name}", run.training_rooms(nano, source))
-    tasks = {task: (TRAINING_TASKS[task], weight) for task, weight in stage.tasks.items()}
-    vision, rooms = model.config.vision_config, nano.rooms
-    grid = (rooms.frames // vision.temporal_patch_size, rooms.height // vision.patch_size, rooms.width // vision.patch_size)
-    set_seed(stage.optimisation.seed)
-    trainer = SFTTrainer(
-        model=model,
-        args=stage.optimisation.arguments(folder),
-        train_dataset=RoomQuestions(features, processor, tasks, stage.questions, grid, ("2d", "3d"), stage.think, stage.note_error),
-        data_collator=partial(collate, pad_token_id=processor.tokenizer.pad_token_id),
-        learning_rates=stage.learning_rates,
-        muon=stage.optimisation.muon,
-    )
-    trainer.train(resume_from_checkpoint=resume_point(folder))
-    if trainer.is_world_process_zero():
-        (folder / "log.json").write_text(json.dumps(trainer.state.log_history))
-        processor.save_pretrained(target)
-        model.save_pretrained(target)
 
 
 # ---------------------------------------------------------------------------------------------------------------- measuring

@@ -161,6 +161,8 @@ def tasks_of(recipe: SSRTraining, variant: str, stage: SFTStage) -> dict[str, tu
     known |= text_boxes.box_tasks(recipe.decimals)
     if unknown := sorted(stage.tasks.keys() - known.keys()):
         raise ValueError(f"tasks: found {unknown}, expected some of {sorted(known)}")
+    if stage.bare:
+        raise ValueError(f"bare: found {stage.bare}, expected 0: without its wording a question of these lacks its map or its form")
     return {name: (known[name], weight) for name, weight in stage.tasks.items()}
 
 
