@@ -6,10 +6,8 @@ The encoders are those of a nano and stay frozen, so what they say of each room 
 of the fusion, the merger of the 2D tokens and the language model, on packed sequences as in `train.sft`.
 """
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,11 +25,12 @@ from allocentric.models.spatial_mllm import load_spatial_mllm
 from allocentric.models.ssr import GEOMETRY_END, GEOMETRY_START, SSRConfig, SSRForConditionalGeneration, SSRProcessor
 from allocentric.tasks import TRAINING_TASKS
 from allocentric.tasks.base import Task
+from allocentric.train import run
 from allocentric.train.features import RoomFeatures, write_features
 from allocentric.train.numbers import number_features
-from allocentric.train.recipe import SFTStage, SSRTraining, resume_point
+from allocentric.train.recipe import SFTStage, SSRTraining
 from allocentric.train.room_questions import draw_turns
-from allocentric.train.sft import IGNORE, SFTTrainer, collate, pack
+from allocentric.train.sft import IGNORE, pack
 from allocentric.train.shards import RoomShards, RoomsSpec, random_generator, write_rooms
 
 Progress = Callable[[str, Iterable[tuple[int, int]]], None]
@@ -221,8 +220,6 @@ def train_stage(recipe: SSRTraining, out: Path, stage: str, variant: str) -> Non
         model, processor = start_model(recipe.start, recipe.variants[variant].fusion)
     else:
         model, processor = load_stage(out / variant / TRAINED[0])
-    if not torch.cuda.is_available():  # on a CPU the fused kernel's backward pass takes far longer
-        model.model.language_model.set_attn_implementation("eager")
     frames, height, width = features.shards[0].frames.shape[:3]
     vision = model.config.vision_config
     dataset = SSRRooms(
@@ -234,20 +231,9 @@ def train_stage(recipe: SSRTraining, out: Path, stage: str, variant: str) -> Non
         (height // vision.patch_size, width // vision.patch_size),
         vision.spatial_merge_size,
     )
-    folder = out / variant / f"{stage}-checkpoints"
-    trainer = SFTTrainer(
-        model=model,
-        args=plan.optimisation.arguments(folder),
-        train_dataset=dataset,
-        data_collator=partial(collate, pad_token_id=processor.tokenizer.pad_token_id),
-        learning_rates=plan.learning_rates,
-        muon=plan.optimisation.muon,
-    )
-    trainer.train(resume_from_checkpoint=resume_point(folder))
-    if trainer.is_world_process_zero():
-        (folder / "log.json").write_text(json.dumps(trainer.state.log_history))
-        processor.save_pretrained(target)
-        model.save_pretrained(target)
+    run.train_on_questions(model, processor, plan, dataset, out / variant / f"{stage}-checkpoints", plan.learning_rates)
+    processor.save_pretrained(target)
+    model.save_pretrained(target)  # last: its config says that the stage is done
 
 
 def load_stage(folder: Path) -> tuple[SSRForConditionalGeneration, SSRProcessor]:
