@@ -25,7 +25,7 @@ SHARES = {PLACES: 0.7, SIZES: 0.1, MOMENTS: 0.2}
 
 
 class Inventory(Task):
-    """Lists in any order: of all seen objects their places, of unique ones their sizes or moments of appearance.
+    """Of all seen objects their places, of unique ones their sizes or moments of appearance; in ever another order.
 
     The score is the F1 of the list: an item counts as much as exp(-distance) between its numbers and those of the true item of
     that label which it fits best; every true item is matched once.
@@ -46,7 +46,8 @@ class Inventory(Task):
         shares = np.array([SHARES[text] for text in asked])
         drawn = (asked[k] for k in rng.choice(len(asked), limit, p=shares / shares.sum()))
         # always in another order: what comes next has to be looked up, it does not follow from the alphabet
-        return [Question(self.name, scene.name, text, (), ", ".join(rng.permutation(lists[text]).tolist())) for text in drawn]
+        made = (Question(self.name, scene.name, text, (), ", ".join(rng.permutation(lists[text]).tolist())) for text in drawn)
+        return list(dict.fromkeys(made))
 
     def prompt(self, question: Question) -> str:
         return question.text
