@@ -22,6 +22,7 @@ from allocentric.scenes import AnnotatedScene, SceneObject
 from allocentric.tasks import TRAINING_TASKS
 from allocentric.tasks.inventory import Inventory
 from allocentric.tasks.notes import PLACE, number_words, places
+from allocentric.train import room_questions
 from allocentric.train.features import RoomFeatures, write_features
 from allocentric.train.geometry import (
     CONFIDENCE_WEIGHT,
@@ -161,6 +162,16 @@ def test_notes_are_given_and_the_rest_is_reckoned(shards, processor):  # noqa: F
     assert any(text.isdigit() for text in texts), "a count follows from the list alone"
 
 
+def test_half_of_the_rooms_that_are_reckoned_about_are_mirrored(shards, processor, monkeypatch):  # noqa: F811
+    names = []
+    monkeypatch.setattr(room_questions, "entered", lambda scene, rng: names.append(scene.name) or scene)
+    torch.manual_seed(0)
+    dataset = Reckoning(shards, processor, {"object_counting": (TRAINING_TASKS["object_counting"], 1.0)}, 1)
+    for _ in range(40):
+        dataset[1]
+    assert 8 < sum(name.endswith("-mirrored") for name in names) < 32
+
+
 def test_a_room_is_entered_anywhere_and_stays_the_same_room(shards):
     scene, rng = shards[0].scene, np.random.default_rng(0)
     ways = np.array([places(entered(scene, rng)) for _ in range(40)])
@@ -199,8 +210,8 @@ def test_told_rooms_say_what_is_asked_about_them(shards, reader, noise):
         assert int((made["input_ids"] == pad).sum()) == len(told) and float(told.std()) == pytest.approx(1, abs=0.3)
         labels = (told @ words.categories.T).argmax(-1)
         numbers = words.values[torch.einsum("nd,ade,ve->nav", told, words.turns, words.numbers).argmax(-1)]
-        answer = reader.tokenizer.decode(made["labels"][(made["segments"] == 1) & (made["labels"] != IGNORE)])
-        found = PLACE.findall(answer.removesuffix("<|im_end|>"))
+        answer = reader.tokenizer.decode(made["labels"][(made["segments"] > 0) & (made["labels"] != IGNORE)])
+        found = [item for turn in answer.split("<|im_end|>") for item in PLACE.findall(turn)]
         listed = [(label, float(x), float(y)) for label, x, y in found if label in rooms.LABELS]  # places, not sizes
         for label, x, y in listed:
             here = numbers[labels == rooms.LABELS.index(label)]

@@ -44,10 +44,9 @@ class Inventory(Task):
         if not asked:
             return []
         shares = np.array([SHARES[text] for text in asked])
-        drawn = (asked[k] for k in rng.choice(len(asked), limit, p=shares / shares.sum()))
+        drawn = (asked[k] for k in rng.choice(len(asked), min(limit, len(asked)), replace=False, p=shares / shares.sum()))
         # always in another order: what comes next has to be looked up, it does not follow from the alphabet
-        made = (Question(self.name, scene.name, text, (), ", ".join(rng.permutation(lists[text]).tolist())) for text in drawn)
-        return list(dict.fromkeys(made))
+        return [Question(self.name, scene.name, text, (), ", ".join(rng.permutation(lists[text]).tolist())) for text in drawn]
 
     def prompt(self, question: Question) -> str:
         return question.text

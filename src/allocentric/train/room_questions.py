@@ -40,7 +40,7 @@ def draw_turns(
     while len(turns) < count and (open_ := [(name, weight) for name, (questions, weight) in made.items() if questions]):
         weights = np.array([weight for _, weight in open_])
         name = open_[rng.choice(len(open_), p=weights / weights.sum())][0]
-        question = made[name][0].pop()
+        question = made[name][0].pop(0)  # what a task draws first it asks most often
         prompt = "\n".join([question.text, *question.options]) if rng.random() < bare else tasks[name][0].prompt(question)
         written = notes(scene, question) if think else ""
         if written:
