@@ -69,17 +69,17 @@ def test_distances_are_worked_out_from_the_places_as_written(scene):
     options = ("A. chair", "B. sofa")
     question = replace(asked("object_rel_distance", "chair", "sofa", "stove"), options=options)
     near, far = pair_distances(scene)[[1, 1], [3, 0]]
-    assert workings(scene, question, notes(scene, question)) == f"A 0.0 1.0 {near:.1f}, B -2.0 3.0 {far:.1f}"
+    assert workings(scene, question, notes(scene, question)) == f"A chair 0.0 1.0 {near:.1f}, B sofa -2.0 3.0 {far:.1f}"
 
 
 def test_directions_are_worked_out_by_bearings(scene):
     question = replace(asked("object_rel_direction_easy", "sofa", "stove", "chair"), options=("A. left", "B. right"), answer="B")
     # one faces (1, 0), to the right, a quarter clockwise from ahead; the chair lies behind, half around: another quarter
-    assert workings(scene, question, "sofa 0.0 3.0, stove 1.0 3.0, chair 0.0 2.0") == "1.0 0.0 1.6, 0.0 -1.0 3.1, 1.6, A 3.1, B 0.0"
+    worked = workings(scene, question, "sofa 0.0 3.0, stove 1.0 3.0, chair 0.0 2.0")
+    assert worked == "1.0 0.0 1.6, 0.0 -1.0 3.1, 1.6, A left 3.1, B right 0.0"
     # from facing back (bearing pi) to the left (-pi / 2) it is a quarter, not three
-    assert (
-        workings(scene, question, "sofa 0.0 3.0, stove 0.0 1.0, chair -2.0 3.0") == "0.0 -2.0 3.1, -2.0 0.0 -1.6, 1.6, A 3.1, B 0.0"
-    )
+    worked = workings(scene, question, "sofa 0.0 3.0, stove 0.0 1.0, chair -2.0 3.0")
+    assert worked == "0.0 -2.0 3.1, -2.0 0.0 -1.6, 1.6, A left 3.1, B right 0.0"
 
 
 @pytest.mark.parametrize("turns_first", [True, False])
@@ -95,7 +95,7 @@ def test_routes_are_worked_out_leg_by_leg(scene, turns_first):
     question = Question("route_planning", "s", text, ("A. Turn Left", "B. Turn Right"), "A", ("coat rack", "bed", "tv stand"))
     written = "coat rack 0.0 0.0, bed 0.0 2.0, tv stand -2.0 2.0"
     first = "0.0 2.0 0.0"
-    second = "-2.0 2.0 -0.8, -0.8, A 0.8, B 2.4" if turns_first else "-2.0 0.0 -1.6, -1.6, A 0.0, B 3.1"
+    second = "-2.0 2.0 -0.8, -0.8, A left 0.8, B right 2.4" if turns_first else "-2.0 0.0 -1.6, -1.6, A left 0.0, B right 3.1"
     assert workings(scene, question, written) == f"{first}, {second}"
 
 
@@ -109,13 +109,13 @@ def test_of_several_turns_each_is_compared_and_all_are_summed(scene):
     question = Question("route_planning", "s", text, options, "A", ("sofa", "bed", "desk"))
     written = "sofa 0.0 0.0, bed 2.0 2.0, desk 2.0 0.0"
     legs = "2.0 2.0 0.8, 2.0 0.0 1.6, 0.0 2.0 0.0"
-    assert workings(scene, question, written) == f"{legs}, 0.8 -1.6, A 0.8 0.0 0.8, B 0.8 1.6 2.4"
+    assert workings(scene, question, written) == f"{legs}, 0.8 -1.6, A right 0.8 left 0.0 0.8, B right 0.8 back 1.6 2.4"
 
 
 def test_an_order_is_worked_out_by_sorting(scene):
     options = ("A. sofa, stove, chair", "B. stove, sofa, chair")
     question = replace(asked("obj_appearance_order", "sofa", "stove", "chair"), options=options)
-    assert workings(scene, question, notes(scene, question)) == "A 3 0 9 no, B 0 3 9 yes"
+    assert workings(scene, question, notes(scene, question)) == "A sofa 3 stove 0 chair 9 no, B stove 0 sofa 3 chair 9 yes"
     assert workings(scene, asked("object_counting", "chair"), "chair -3.0 2.0") == ""
     assert behind("chair -3.0 2.0", "", "1") == "<think>chair -3.0 2.0</think>1" and behind("a", "b", "c") == "<think>a; b</think>c"
 

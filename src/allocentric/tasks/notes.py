@@ -74,27 +74,32 @@ def workings(scene: AnnotatedScene, question: Question, written: str) -> str:
 
     From one place to another: metres to the right and ahead, then what is asked of it, either the distance between the closest
     points, for which the scene says how much of the way the objects themselves take up, or the bearing in radians, clockwise.
-    Where there are options, each stands there with its letter and how well it fits.
+    Where there are options, each stands there with its letter, what it says, and how well that fits: who writes down first what an
+    option says need not find it while reckoning.
 
         object_abs_distance    way and distance
         object_rel_distance    of each option the way from what it is measured from, and distance
-        object_rel_direction   way and bearing of what is faced and of what is asked for, the angle between them; of each option how
-                               far that is from what it says
-        route_planning         way and bearing of each leg, the angles between them; of each option how far these are from its
-                               turns, and the sum
-        obj_appearance_order   of each option the moments in its order, and whether they ascend
+        object_rel_direction   way and bearing of what is faced and of what is asked for, the angle between them; of each option
+                               what it says and how far the angle is from that
+        route_planning         way and bearing of each leg, the angles between them; of each option its turns, how far the angles
+                               are from each, and the sum
+        obj_appearance_order   of each option its objects with their moments, and whether these ascend
     """
     options = [option.split(". ", 1) for option in question.options]
     if question.task == "obj_appearance_order":
         moments = {label: int(when) for label, when in re.findall(r"([^,]+?) (\d+)(?:, |$)", written)}
-        orders = {letter: [moments[label] for label in text.split(", ")] for letter, text in options}
-        return ", ".join(f"{a} {' '.join(map(str, order))} {YES if order == sorted(order) else NO}" for a, order in orders.items())
+        told = []
+        for letter, text in options:
+            order = {label: moments[label] for label in text.split(", ")}
+            ascends = list(order.values()) == sorted(order.values())
+            told.append(" ".join([letter, *(f"{label} {when}" for label, when in order.items()), YES if ascends else NO]))
+        return ", ".join(told)
     at = {label: np.array([float(x), float(y)]) for label, x, y in PLACE.findall(written)}
     if question.task == "object_abs_distance":
         return _way_and_distance(scene, at, *question.objects)
     if question.task == "object_rel_distance":
         anchor = question.objects[-1]
-        return ", ".join(f"{letter} {_way_and_distance(scene, at, anchor, label)}" for letter, label in options)
+        return ", ".join(f"{letter} {label} {_way_and_distance(scene, at, anchor, label)}" for letter, label in options)
     if question.task.startswith("object_rel_direction"):
         standing, facing, query = question.objects
         legs = [(standing, facing), (standing, query)]
@@ -108,9 +113,10 @@ def workings(scene: AnnotatedScene, question: Question, written: str) -> str:
     told = [f"{_number(x)} {_number(y)} {_number(bearing)}" for (x, y), bearing in zip(ways, bearings, strict=True)]
     told.append(" ".join(map(_number, turns)))
     for letter, text in options:
-        said = [SAID[turn.lower().removeprefix("turn ")] for turn in text.split(", ")]
-        off = [abs(math.remainder(turn - angle, math.tau)) for turn, angle in zip(turns, said, strict=True)]
-        told.append(f"{letter} {' '.join(map(_number, off if len(off) == 1 else [*off, sum(off)]))}")
+        said = [turn.lower().removeprefix("turn ") for turn in text.split(", ")]
+        off = [abs(math.remainder(turn - SAID[word], math.tau)) for turn, word in zip(turns, said, strict=True)]
+        fits = [f"{word} {_number(angle)}" for word, angle in zip(said, off, strict=True)]
+        told.append(" ".join([letter, *fits, *([_number(sum(off))] if len(off) > 1 else [])]))
     return ", ".join(told)
 
 

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from allocentric.models.processor import SpatialMLLMProcessor
 from allocentric.tasks.base import Task
-from allocentric.train.naming import BLUR, VisualWords, token_places
+from allocentric.train.naming import VisualWords, token_places
 from allocentric.train.room_questions import draw_turns, entered
 from allocentric.train.semantics import token_categories
 from allocentric.train.sft import SFTTrainer, pack
@@ -24,7 +24,8 @@ from allocentric.train.shards import RoomShards, mirror, random_generator
 class ToldRooms(Dataset):
     """Packed questions about rooms whose visual tokens (`told`) say what they show, where from a random place and heading.
 
-    words   what tokens can say; `noise` blurs it, and places are off by `BLUR`, as what projections say will be.
+    words   what tokens can say; `noise` blurs it, and each token's places are off by `place_error` metres, as what projections say
+            will be: who reads several tokens of one thing knows better.
     """
 
     def __init__(
@@ -37,11 +38,13 @@ class ToldRooms(Dataset):
         words: VisualWords,
         labels: Sequence[str],
         noise: float,
+        place_error: float,
         **wording,
     ):
         self.shards, self.processor = shards, processor
         self.tasks, self.questions, self.grid = tasks, questions, grid
-        self.words, self.labels, self.noise, self.wording = words, labels, noise, wording
+        self.words, self.labels, self.wording = words, labels, wording
+        self.noise, self.place_error = noise, place_error
 
     def __len__(self) -> int:
         return len(self.shards)
@@ -53,7 +56,7 @@ class ToldRooms(Dataset):
         sample = replace(sample, scene=entered(sample.scene, rng))
         cell = self.processor.video_processor.patch_size * self.processor.video_processor.merge_size
         places = torch.from_numpy(token_places(sample, cell))
-        places = places + BLUR * torch.randn_like(places)
+        places = places + self.place_error * torch.randn_like(places)
         told = self.words.say(torch.from_numpy(token_categories(sample, self.labels, cell)), places, self.noise)
         turns = draw_turns(sample.scene, self.tasks, self.questions, rng, **self.wording)
         return pack(self.processor, [len(told)], turns) | {"told": told, "video_grid_thw": torch.tensor([self.grid])}

@@ -131,9 +131,10 @@ class SFTStage:
 
 @dataclass(frozen=True)
 class ReadingStage(SFTStage):
-    """Questions about rooms that are told by tokens with `noise` (`train.reading`)."""
+    """Questions about rooms told by tokens with `noise`, each token's place off by `place_error` metres (`train.reading`)."""
 
     noise: float = 0.5
+    place_error: float = 0.3
 
 
 @dataclass(frozen=True)

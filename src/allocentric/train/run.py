@@ -236,9 +236,8 @@ def train_reading(recipe: Recipe, out: Path) -> None:
     tasks = {name: (TRAINING_TASKS[name], weight) for name, weight in stage.tasks.items()}
     wording = {"think": stage.think, "note_error": stage.note_error, "bare": stage.bare}
     grid = video_grid(recipe, model.config)
-    dataset = ToldRooms(
-        training_rooms(recipe, out), processor, tasks, stage.questions, grid, words, rooms.LABELS, stage.noise, **wording
-    )
+    told = (grid, words, rooms.LABELS, stage.noise, stage.place_error)
+    dataset = ToldRooms(training_rooms(recipe, out), processor, tasks, stage.questions, *told, **wording)
     train_on_questions(model, processor, stage, dataset, folder, stage.learning_rates, ReadingTrainer)
     save_file(model.model.language_model.state_dict(), folder / "language_model.safetensors")
 
