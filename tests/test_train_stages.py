@@ -232,7 +232,9 @@ def test_told_tokens_stand_where_a_videos_would(processor, features, tmp_path): 
     expected = trainer(model, tmp_path).compute_loss(model, seen)
     reading = ReadingTrainer(model=model, args=trainer(model, tmp_path).args, learning_rates={"model.language_model": 1e-3})
     loss = reading.compute_loss(model, collate([text | {"told": fused}], pad))
-    assert torch.equal(loss, expected)
+    assert torch.equal(loss, expected) and torch.equal(reading.compute_loss(model, seen), expected)
+    with pytest.raises(ValueError, match="found .*video_features_2d.*, expected one kind"):
+        reading.compute_loss(model, seen | {"told": fused})
     assert not torch.equal(reading.compute_loss(model, collate([text | {"told": fused.flip(0)}], pad)), expected)
     loss.backward()
     assert {name for name, p in model.named_parameters() if p.grad is not None and "language_model" not in name} == set()

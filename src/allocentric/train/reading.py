@@ -63,10 +63,14 @@ class ToldRooms(Dataset):
 
 
 class ReadingTrainer(SFTTrainer):
-    """Supervised fine-tuning on `ToldRooms`."""
+    """Supervised fine-tuning on `ToldRooms` and on rooms that are seen; a batch holds rooms of one kind."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if "told" not in inputs:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         inputs = dict(inputs)
+        if seen := [name for name in inputs if name.startswith("video_features")]:
+            raise ValueError(f"a batch of rooms that are told: found {seen} too, expected one kind only (batch_size: 1)")
         backbone = self.accelerator.unwrap_model(model).model
         inputs["mm_encoder_outputs"] = {"video": backbone.per_row(inputs.pop("told"), inputs["video_grid_thw"])}
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)

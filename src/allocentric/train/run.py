@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import ConcatDataset, Dataset
 from transformers import Qwen2VLImageProcessor, Qwen2VLVideoProcessor, set_seed
 
 from allocentric import rooms
@@ -67,7 +67,7 @@ def smoke(recipe: Recipe) -> Recipe:
         reckoning=replace(recipe.reckoning, optimisation=short(recipe.reckoning.optimisation)),
         reading=replace(recipe.reading, questions=4, optimisation=short(recipe.reading.optimisation)),
         naming=replace(recipe.naming, optimisation=short(recipe.naming.optimisation)),
-        sft=replace(recipe.sft, questions=4, optimisation=short(recipe.sft.optimisation)),
+        sft=replace(recipe.sft, questions=4, optimisation=short(recipe.sft.optimisation, batch_size=1)),
     )
 
 
@@ -232,14 +232,20 @@ def train_reading(recipe: Recipe, out: Path) -> None:
     if (folder / "language_model.safetensors").exists():
         return
     model, processor = assemble(recipe, out, after="reckoning", **NO_SPACE), load_processor(out)
-    words = VisualWords(model.get_input_embeddings().weight, processor.tokenizer, rooms.LABELS)
-    tasks = {name: (TRAINING_TASKS[name], weight) for name, weight in stage.tasks.items()}
-    wording = {"think": stage.think, "note_error": stage.note_error, "bare": stage.bare}
-    grid = video_grid(recipe, model.config)
-    told = (grid, words, rooms.LABELS, stage.noise, stage.place_error)
-    dataset = ToldRooms(training_rooms(recipe, out), processor, tasks, stage.questions, *told, **wording)
+    dataset = told_rooms(recipe, out, stage)
     train_on_questions(model, processor, stage, dataset, folder, stage.learning_rates, ReadingTrainer)
     save_file(model.model.language_model.state_dict(), folder / "language_model.safetensors")
+
+
+def told_rooms(recipe: Recipe, out: Path, stage: SFTStage) -> ToldRooms:
+    """Questions of `stage` about training rooms that are told, in the words that the language model had after `reckoning`."""
+    config, processor = model_config(recipe, out, **NO_SPACE), load_processor(out)
+    embedding = load_file(out / "reckoning" / "language_model.safetensors")["embed_tokens.weight"]
+    tasks = {name: (TRAINING_TASKS[name], weight) for name, weight in stage.tasks.items()}
+    wording = {"think": stage.think, "note_error": stage.note_error, "bare": stage.bare}
+    words = VisualWords(embedding, processor.tokenizer, rooms.LABELS)
+    told = (video_grid(recipe, config), words, rooms.LABELS, recipe.reading.noise, recipe.reading.place_error)
+    return ToldRooms(training_rooms(recipe, out), processor, tasks, stage.questions, *told, **wording)
 
 
 def video_grid(recipe: Recipe, config: SpatialMLLMConfig) -> tuple[int, int, int]:
@@ -325,7 +331,8 @@ def train_sft(recipe: Recipe, out: Path, variant: str) -> None:
     if see:
         load_projections(model, out / f"naming-{variant}")
     features = RoomFeatures(out / "features", training_rooms(recipe, out))
-    fine_tune(recipe, model, load_processor(out), features, see, out / f"sft-{variant}", out / variant)
+    told = told_rooms(recipe, out, recipe.sft) if see else None
+    fine_tune(recipe, model, load_processor(out), features, see, out / f"sft-{variant}", out / variant, told)
 
 
 def load_projections(model: SpatialMLLMForConditionalGeneration, folder: Path) -> None:
@@ -342,14 +349,19 @@ def fine_tune(
     see: Sequence[str],
     folder: Path,
     target: Path,
+    told: ToldRooms | None = None,
 ) -> None:
-    """Fine-tune a model on questions about rooms whose features are kept, in `folder`; save it and its processor in `target`."""
+    """Fine-tune a model on questions about rooms whose features are kept, in `folder`; save it and its processor in `target`.
+
+    told   rooms to go on reading about meanwhile, entered anywhere: ever new ones, where those that are seen are few.
+    """
     stage, grid = recipe.sft, video_grid(recipe, model.config)
     tasks = {name: (TRAINING_TASKS[name], weight) for name, weight in stage.tasks.items()}
     dataset = RoomQuestions(features, processor, tasks, stage.questions, grid, see, stage.think, stage.note_error, stage.bare)
     rates = {name: rate for name, rate in stage.learning_rates.items() if see or "language_model" in name}
     if "3d" not in see:
         rates.pop("model.connector", None)
-    train_on_questions(model, processor, stage, dataset, folder, rates)
+    dataset = ConcatDataset([dataset, told]) if told is not None else dataset
+    train_on_questions(model, processor, stage, dataset, folder, rates, ReadingTrainer)
     processor.save_pretrained(target)
     model.save_pretrained(target)  # last: its config says that all is there
