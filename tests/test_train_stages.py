@@ -233,7 +233,7 @@ def test_told_tokens_stand_where_a_videos_would(processor, features, tmp_path): 
     reading = ReadingTrainer(model=model, args=trainer(model, tmp_path).args, learning_rates={"model.language_model": 1e-3})
     loss = reading.compute_loss(model, collate([text | {"told": fused}], pad))
     assert torch.equal(loss, expected) and torch.equal(reading.compute_loss(model, seen), expected)
-    with pytest.raises(ValueError, match="found .*video_features_2d.*, expected one kind"):
+    with pytest.raises(ValueError, match=r"found .*video_features_2d.*, expected one kind"):
         reading.compute_loss(model, seen | {"told": fused})
     assert not torch.equal(reading.compute_loss(model, collate([text | {"told": fused.flip(0)}], pad)), expected)
     loss.backward()

@@ -232,19 +232,19 @@ def train_reading(recipe: Recipe, out: Path) -> None:
     if (folder / "language_model.safetensors").exists():
         return
     model, processor = assemble(recipe, out, after="reckoning", **NO_SPACE), load_processor(out)
-    dataset = told_rooms(recipe, out, stage)
+    dataset = told_rooms(recipe, out)
     train_on_questions(model, processor, stage, dataset, folder, stage.learning_rates, ReadingTrainer)
     save_file(model.model.language_model.state_dict(), folder / "language_model.safetensors")
 
 
-def told_rooms(recipe: Recipe, out: Path, stage: SFTStage) -> ToldRooms:
-    """Questions of `stage` about training rooms that are told, in the words that the language model had after `reckoning`."""
-    config, processor = model_config(recipe, out, **NO_SPACE), load_processor(out)
+def told_rooms(recipe: Recipe, out: Path) -> ToldRooms:
+    """Questions about training rooms that are told, in the words that the language model had after `reckoning`."""
+    stage, config, processor = recipe.reading, model_config(recipe, out, **NO_SPACE), load_processor(out)
     embedding = load_file(out / "reckoning" / "language_model.safetensors")["embed_tokens.weight"]
     tasks = {name: (TRAINING_TASKS[name], weight) for name, weight in stage.tasks.items()}
     wording = {"think": stage.think, "note_error": stage.note_error, "bare": stage.bare}
     words = VisualWords(embedding, processor.tokenizer, rooms.LABELS)
-    told = (video_grid(recipe, config), words, rooms.LABELS, recipe.reading.noise, recipe.reading.place_error)
+    told = (video_grid(recipe, config), words, rooms.LABELS, stage.noise, stage.place_error)
     return ToldRooms(training_rooms(recipe, out), processor, tasks, stage.questions, *told, **wording)
 
 
@@ -331,7 +331,7 @@ def train_sft(recipe: Recipe, out: Path, variant: str) -> None:
     if see:
         load_projections(model, out / f"naming-{variant}")
     features = RoomFeatures(out / "features", training_rooms(recipe, out))
-    told = told_rooms(recipe, out, recipe.sft) if see else None
+    told = told_rooms(recipe, out) if see else None
     fine_tune(recipe, model, load_processor(out), features, see, out / f"sft-{variant}", out / variant, told)
 
 
