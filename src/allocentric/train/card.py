@@ -102,7 +102,8 @@ a video, reading {reading.steps} of {recipe.reading.questions} questions about t
 
 Scores are VSI-Bench's (official scorer, mean of the eight tasks), on {plan.rooms} held-out rooms and at most {plan.per_task}
 questions of each type a room. Brackets: 95% bootstrap interval over rooms. `2d-only` and `blind` are the same model trained on
-the same questions for as many steps without the spatial branch, and without any video; they learned to reckon and read as nano did.
+the same questions for as many steps without the spatial branch, and without any video; they learned to reckon and read as nano did
+(who is blind is told no rooms between those of fine-tuning).
 `constant answer` is the best single answer per question type on training rooms. `chance` guesses an option; it has none to
 guess for numbers."""
 

@@ -3,6 +3,7 @@
 What `train.naming` has the projections say can be said without them, exactly and of any room entered anywhere. Finding the tokens
 that show a thing, and turning what they say back into words, takes a language model from nothing thousands of steps, however good
 the tokens are. With tokens that are right it takes a third of the time, and no video has to be encoded.
+Fine-tuning on rooms that are seen goes on with such rooms between them (`run.fine_tune`).
 """
 
 from collections.abc import Mapping, Sequence
