@@ -328,18 +328,8 @@ def evaluate(
         count=count, seed=seed, style=style, per_task=per_task,
     )  # fmt: skip
     found = command.run(plan, files, log_format, show_progress)
-    if found is None:
-        return
-    if json:
-        _print_json(found.to_dict())
-        return
-    columns, rows = found.table()
-    table = Table(*columns)
-    for cells in rows:
-        table.add_row(*cells)
-    Console().print(table)
-    for note in found.notes:
-        console.print(note, style="dim", markup=False)
+    if found is not None:
+        _print_found(found, json)
 
 
 def data(
@@ -362,16 +352,7 @@ def data(
     from allocentric.data import command
 
     found = command.run(action, files, task, scenes, per_task, seed, videos, out, workers, show_progress)
-    if json:
-        _print_json(found.to_dict())
-        return
-    columns, rows = found.table()
-    table = Table(*columns)
-    for cells in rows:
-        table.add_row(*cells)
-    Console().print(table)
-    for note in found.notes:
-        console.print(note, style="dim", markup=False)
+    _print_found(found, json)
 
 
 def cold_start(
@@ -533,6 +514,20 @@ def _must_exist(path: Path) -> None:
 
 def _print_json(value: dict) -> None:
     print(json.dumps(value, ensure_ascii=False))
+
+
+def _print_found(found, as_json: bool) -> None:
+    """What was measured, as one line of JSON or as a table with notes."""
+    if as_json:
+        _print_json(found.to_dict())
+        return
+    columns, rows = found.table()
+    table = Table(*columns)
+    for cells in rows:
+        table.add_row(*cells)
+    Console().print(table)
+    for note in found.notes:
+        console.print(note, style="dim", markup=False)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -39,7 +39,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOu
 from transformers.utils import logging
 
 from allocentric.fusion.structure import GroundingHead, RayEncoding, StructureAttention, ZeroLinear, pool_objects, sinusoidal_3d
-from allocentric.models.spatial_mllm import SpatialMLLMConfig, SpatialMLLMForConditionalGeneration, SpatialMLLMModel
+from allocentric.models.spatial_mllm import ReleasedNames, SpatialMLLMConfig, SpatialMLLMForConditionalGeneration, SpatialMLLMModel
 
 GROUND = "<ground>"  # the token whose state is compared with the proposals
 
@@ -380,22 +380,12 @@ UNUSED = [r"^fast3r\.", r"^encoder_to_decoder_proj\.", r"^model\.vision_tower\.(
 NEW = ("model.structure.", "ground_head.")  # what a base without S2-MLLM's training lacks
 
 
-class S2LlavaForConditionalGeneration(_Grounding, LlavaOnevisionForConditionalGeneration):
+class S2LlavaForConditionalGeneration(_Grounding, ReleasedNames, LlavaOnevisionForConditionalGeneration):
     """S2-MLLM on LLaVA-OneVision: loss, `generate`, `save_pretrained`, PEFT as for the base."""
 
     config: S2LlavaConfig
+    released_names = LLAVA_NAMES
     _keys_to_ignore_on_load_unexpected = UNUSED
-
-    @classmethod
-    def from_pretrained(cls, path, *args, **kwargs):
-        """Hugging Face's `from_pretrained`, which here also understands the tensor names of LLaVA's own code."""
-        kwargs.setdefault("key_mapping", LLAVA_NAMES)
-        return super().from_pretrained(path, *args, **kwargs)
-
-    def save_pretrained(self, *args, **kwargs):
-        """Hugging Face's `save_pretrained`, always in our own names: it would write the names it read."""
-        kwargs.setdefault("save_original_format", False)
-        super().save_pretrained(*args, **kwargs)
 
     def __init__(self, config: S2LlavaConfig):
         super(LlavaOnevisionForConditionalGeneration, self).__init__(config)  # its own would build a second backbone

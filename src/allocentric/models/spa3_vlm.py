@@ -19,7 +19,7 @@ from jaxtyping import Float, Int, UInt8
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import BatchFeature, PreTrainedConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import BatchFeature, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import logging
@@ -273,19 +273,9 @@ class Spa3VLMForConditionalGeneration(SpatialMLLMForConditionalGeneration):
     """Spa3-VLM with its language-model head: loss, `generate`, `save_pretrained`, PEFT as for Qwen2.5-VL."""
 
     config: Spa3VLMConfig
+    model_class = Spa3VLMModel
+    released_names = RELEASED_NAMES
     _keys_to_ignore_on_load_unexpected = UNUSED
-
-    @classmethod
-    def from_pretrained(cls, path, *args, **kwargs):
-        """Hugging Face's `from_pretrained`, which here also understands the released folder's tensor names."""
-        kwargs.setdefault("key_mapping", RELEASED_NAMES)
-        return super().from_pretrained(path, *args, **kwargs)
-
-    def __init__(self, config: Spa3VLMConfig):
-        super(Qwen2_5_VLForConditionalGeneration, self).__init__(config)  # Qwen's own would build a second backbone
-        self.model = Spa3VLMModel(config)
-        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
-        self.post_init()
 
     def generate(self, inputs: Tensor | None = None, geometry_images: Tensor | None = None, **kwargs):
         """Hugging Face's `generate`; with `geometry_images` images are encoded once, before the first step."""

@@ -9,7 +9,7 @@ Both encoders see the same pixels, so the model needs no input beyond Qwen's own
 
 from itertools import groupby
 from pathlib import Path
-from typing import Literal, no_type_check
+from typing import ClassVar, Literal, no_type_check
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -414,16 +414,15 @@ RELEASED_NAMES = {
 UNUSED = [r"^(spatial_encoder\.vggt_model|vggt)\.(camera|point|depth|track)_head\.", r"\.patch_embed\.mask_token$"]
 
 
-class SpatialMLLMForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
-    """Spatial-MLLM with its language-model head: loss, `generate`, `save_pretrained`, PEFT as for Qwen2.5-VL."""
+class ReleasedNames:
+    """Loading and saving of a model whose released checkpoints call its tensors otherwise (`released_names`: pattern to name)."""
 
-    config: SpatialMLLMConfig
-    _keys_to_ignore_on_load_unexpected = UNUSED
+    released_names: ClassVar[dict[str, str]]
 
     @classmethod
     def from_pretrained(cls, path, *args, **kwargs):
         """Hugging Face's `from_pretrained`, which here also understands the released checkpoints' tensor names."""
-        kwargs.setdefault("key_mapping", RELEASED_NAMES)
+        kwargs.setdefault("key_mapping", cls.released_names)
         return super().from_pretrained(path, *args, **kwargs)
 
     def save_pretrained(self, *args, **kwargs):
@@ -431,9 +430,18 @@ class SpatialMLLMForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         kwargs.setdefault("save_original_format", False)
         super().save_pretrained(*args, **kwargs)
 
+
+class SpatialMLLMForConditionalGeneration(ReleasedNames, Qwen2_5_VLForConditionalGeneration):
+    """Spatial-MLLM with its language-model head: loss, `generate`, `save_pretrained`, PEFT as for Qwen2.5-VL."""
+
+    config: SpatialMLLMConfig
+    model_class = SpatialMLLMModel
+    released_names = RELEASED_NAMES
+    _keys_to_ignore_on_load_unexpected = UNUSED
+
     def __init__(self, config: SpatialMLLMConfig):
         super(Qwen2_5_VLForConditionalGeneration, self).__init__(config)  # Qwen's own would build a second backbone
-        self.model = SpatialMLLMModel(config)
+        self.model = self.model_class(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
 

@@ -17,7 +17,7 @@ import torch
 from huggingface_hub.dataclasses import strict
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import BatchFeature, Qwen2_5_VLForConditionalGeneration
+from transformers import BatchFeature
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from allocentric.encoders.vggt import VGGTAggregator, load_vggt
@@ -362,12 +362,7 @@ class SSRForConditionalGeneration(SpatialMLLMForConditionalGeneration):
     """SSR with its language-model head: loss, `generate`, `save_pretrained`, PEFT as for Qwen2.5-VL."""
 
     config: SSRConfig
-
-    def __init__(self, config: SSRConfig):
-        super(Qwen2_5_VLForConditionalGeneration, self).__init__(config)  # Qwen's own would build a second backbone
-        self.model = SSRModel(config)
-        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
-        self.post_init()
+    model_class = SSRModel
 
     def generate(self, inputs: Tensor | None = None, **kwargs):
         """Hugging Face's `generate`; kept features are fused once, before the first step."""
