@@ -1,12 +1,14 @@
 """The command line: it teaches, it prints what the library found, and a mistake costs one line and leaves nothing behind."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 import allocentric.model
 from allocentric import cli
+from allocentric.answer import Answer
 from allocentric.readers import open_views
 from test_model import checkpoint, save_checkpoint, write_video  # noqa: F401  (checkpoint is a fixture)
 from test_spatial_mllm import frames, tiny_processor
@@ -121,6 +123,21 @@ def test_ask_prints_question_and_answer(allo, video):
     expected = allocentric.load().watch(video, 4).ask(["how many chairs?", "left or right?"])
     assert out == "".join(f"{a.question}\n  {a.text}  (confidence {a.confidence:.2f})\n" for a in expected)
     assert "nano was trained on procedural rooms alone" in " ".join(err.split())
+
+
+def test_a_video_is_asked_via_what_the_model_noted(allo, video, nano, monkeypatch):
+    wording = "If I am standing by the sofa and facing the bed, is the lamp to my left or my right?"
+    said = Answer("right", wording, 0.5, (0, 3, 6, 9), "sofa 0.0 0.0, bed 0.0 2.0, lamp -1.5 1.0; 0.0 2.0")
+    monkeypatch.setattr("allocentric.models.scene.Scene.ask", lambda scene, questions: [said])
+    out, err, code = allo("ask", video, wording, "--frames", 4, "--via", "graph")
+    assert code == 0, err
+    assert f"{wording}\n  left  (graph: noted by nano)" in out and "compute  turn 56 degrees to the left" in out
+    assert "disagrees" not in out
+    assert "  right  (model)   <- disagrees with the graph" in allo("ask", video, wording, "--frames", 4, "--via", "both")[0]
+    found = json.loads(allo("ask", video, wording, "--frames", 4, "--via", "both", "--json")[0])
+    assert (found["model"], found["answers"][0]["text"], found["graph_answers"][0]["text"]) == ("nano", "right", "left")
+    monkeypatch.setattr("allocentric.models.scene.Scene.ask", lambda scene, questions: [replace(said, notes="")])
+    assert "the graph has no sofa, bed or lamp" in allo("ask", video, wording, "--frames", 4, "--via", "graph")[0]
 
 
 def test_ask_as_json(allo, video, nano):

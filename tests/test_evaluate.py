@@ -14,14 +14,18 @@ from allocentric.evaluate.rooms import (
     bootstrap,
     chance_rows,
     constant_rows,
+    note_error,
     read_rows,
     room_questions,
     room_views,
     row_of,
     summary,
+    worked_out,
 )
 from allocentric.models.scene import Scene
+from allocentric.tasks import make_questions
 from allocentric.tasks.base import Question
+from allocentric.tasks.notes import blurred, notes, workings
 from allocentric.tasks.vsibench import aggregate
 from test_spatial_mllm import tiny_model, tiny_processor
 
@@ -122,6 +126,40 @@ def test_rows_are_scored_by_the_rules_of_their_type():
     assert row_of(choice("B"), "B. table").score == 1
     easy = Question("object_rel_direction_easy", "room", "?", ("A. left", "B. right"), "A")
     assert (row_of(easy, "A").score, row_of(easy, "B").score) == (1, 0)
+
+
+# ---- notes ----
+
+BY_PLACE = ("object_counting", "object_rel_distance", "object_rel_direction", "route_planning")
+
+
+def noted(shards, error: float = 0.0, exact: bool = True) -> list[Row]:
+    """All questions about the rooms with notes of a model that answers nothing of them."""
+    found, rng = [], np.random.default_rng(0)
+    for room in range(len(shards)):
+        scene = shards[room].scene
+        for question in make_questions(scene, rng, 3):
+            written = notes(scene, question)
+            written = blurred(written, rng, error) if error else written
+            text = f"{written}; {workings(scene, question, written)}" if written else ""
+            found.append(Row(replace(question, scene=str(room)), "", "none", text, (), 0.0))
+    return found
+
+
+def test_what_follows_from_exact_notes_is_right(shards):
+    given = noted(shards)
+    found = worked_out(given)
+    by_place = [row for row in found if row.task.startswith(BY_PLACE)]
+    assert len(by_place) >= 12 and np.mean([row.score for row in by_place]) > 0.95
+    others = [pair for pair in zip(given, found, strict=True) if not pair[0].task.startswith((*BY_PLACE, "object_abs_distance"))]
+    assert others and all(before is after for before, after in others)  # sizes, areas and orders stay what the model said
+
+
+def test_places_are_off_by_what_they_were_moved(shards):
+    assert note_error(noted(shards), shards) == 0
+    off = note_error(noted(shards, error=0.3), shards)
+    assert off == pytest.approx(0.3 * np.sqrt(2 * np.log(2)), rel=0.25)  # the median of a Rayleigh distribution
+    assert np.isnan(note_error([row(0, "object_counting", 1.0)], shards))
 
 
 # ---- asking ----

@@ -10,6 +10,8 @@ from torch import nn
 
 from allocentric.answer import split_notes
 from allocentric.geometry.boxes import Box3D
+from allocentric.graph.programs import ask_graph
+from allocentric.graph.source import graph_of_notes
 from allocentric.scenes import AnnotatedScene, SceneObject
 from allocentric.tasks import TRAINING_TASKS, VSI_TASKS
 from allocentric.tasks.base import Question
@@ -177,3 +179,20 @@ def test_an_inventory_lists_what_is_there_and_is_scored_by_it(scene):
 def test_the_answer_behind_notes_is_scored():
     task, question = VSI_TASKS["object_counting"], asked("object_counting", "chair", answer="4")
     assert task.score(question, split_notes("<think>chair 1.0 2.0</think>4")[1]) == 1.0
+
+
+def test_what_was_noted_is_a_graph_that_geometry_answers_from(scene):
+    written = notes(scene, asked("object_rel_direction_easy", "sofa", "stove", "chair"))
+    graph = graph_of_notes(f"{written}; 1.0 2.0 -0.5, A left 0.1", "hand-made")
+    assert graph.names == ("sofa", "stove", "chair") and graph.scale == "metric"
+    np.testing.assert_allclose(graph.points, [[0, 3], [2, 0], [-3, 2]])
+    text = "If I am standing by the sofa and facing the stove, is the chair to the left or the right of the stove?"
+    answer = ask_graph(graph, text, ("A. left", "B. right"))
+    assert answer.text == "B"  # facing (2, -3), the chair is at (-3, -1) from there
+    assert ask_graph(graph, "Where is the stove?").text == "x 2.0 y 0.0"  # as seen from the first camera
+    assert "no lamp" in ask_graph(graph, "How far is the sofa from the lamp?").text
+
+
+@pytest.mark.parametrize("written", ["", "1.0 0.5 0.4", "sofa 3, stove 0", "; sofa 1.0 2.0", "I see a sofa at about 1.0 2.05 m"])
+def test_what_names_no_place_is_an_empty_graph(written):
+    assert graph_of_notes(written).objects == ()

@@ -41,30 +41,35 @@ def ask(
 
     allo ask kitchen.mp4 "How many chairs are in this room?" "What is the size of this room (in square meters)?"
     allo ask room/ --via graph "If I am standing by the bed and facing the desk, is the lamp to my left, right, or back?"
+
+    Of a video or images alone the graph is what the model notes before it answers.
     """
     if not questions:
         raise ValueError('questions: found none, expected at least one: allo ask room.mp4 "How many chairs are in this room?"')
     _must_exist(source)
-    mapped, by_graph = None, []
+    maps, noted = [], False  # a map for each question; without depth or annotations they are what the model notes
     if via != "model":
-        from allocentric.graph.programs import ask_graph
+        from allocentric.graph.source import only_pictures
 
-        mapped = _map(source, detector, labels)
-        by_graph = [ask_graph(mapped.graph, question) for question in questions]
-    if via == "graph":
-        _print_graph_answers(source, mapped, by_graph, json)
+        noted = detector is None and only_pictures(source)
+        maps = [] if noted else [_map(source, detector, labels)] * len(questions)
+    if via == "graph" and not noted:
+        _print_graph_answers(source, maps, questions, json)
         return
     with console.status("loading the model"):
         loaded = _load(model, processor, geometry)
     with console.status(f"looking at {source}"):
         scene = loaded.watch(source, frames, sampling)
         answers = scene.ask(list(questions))
-    if json:
-        report = {"source": str(source), "model": loaded.name, "answers": [asdict(answer) for answer in answers]}
-        _print_json(report | ({"graph_answers": [asdict(answer) for answer in by_graph]} if mapped else {}))
+    if noted:
+        from allocentric.graph.source import Mapped, graph_of_notes
+
+        maps = [Mapped(graph_of_notes(answer.notes, source.name), f"noted by {loaded.name}") for answer in answers]
+    if maps:
+        _print_graph_answers(source, maps, questions, json, [] if via == "graph" else answers, loaded.name)
         return
-    if mapped is not None:
-        _print_graph_answers(source, mapped, by_graph, False, [answer.text for answer in answers])
+    if json:
+        _print_json({"source": str(source), "model": loaded.name, "answers": [asdict(answer) for answer in answers]})
         return
     for answer in answers:
         print(f"{answer.question}\n  {answer.text}  (confidence {answer.confidence:.2f})")
@@ -475,20 +480,26 @@ def _map(source: Path, detector: str | None, labels: tuple[str, ...], frames: in
     return result
 
 
-def _print_graph_answers(source: Path, mapped, answers: list, as_json: bool, by_model: list[str] | None = None) -> None:
-    """Answers from a graph with what they rest on; beside a model's where there are any."""
+def _print_graph_answers(source: Path, maps: list, questions: tuple[str, ...], as_json: bool, by_model=(), name: str = "") -> None:
+    """Answers from the map of each question with what they rest on; beside those of the model of that name where there are any."""
     from allocentric.graph.explain import disagrees, explain
+    from allocentric.graph.programs import ask_graph
 
+    answers = [ask_graph(mapped.graph, question) for mapped, question in zip(maps, questions, strict=True)]
     if as_json:
-        _print_json({"source": str(source), "graph": mapped.origin, "answers": [asdict(answer) for answer in answers]})
+        found = [asdict(answer) for answer in answers]
+        report = {"answers": found}
+        if by_model:
+            report = {"model": name, "answers": [asdict(answer) for answer in by_model], "graph_answers": found}
+        _print_json({"source": str(source), "graph": maps[0].origin} | report)
         return
     for i, answer in enumerate(answers):
-        print(f"{answer.question}\n  {answer.text}  (graph: {mapped.origin})")
-        for line in explain(mapped.graph, answer):
+        print(f"{answer.question}\n  {answer.text}  (graph: {maps[i].origin})")
+        for line in explain(maps[i].graph, answer):
             print(f"    {line}")
-        if by_model is not None:
-            differ = "   <- disagrees with the graph" if disagrees(answer, by_model[i]) else ""
-            print(f"  {by_model[i]}  (model){differ}")
+        if by_model:
+            differ = "   <- disagrees with the graph" if disagrees(answer, by_model[i].text) else ""
+            print(f"  {by_model[i].text}  (model){differ}")
 
 
 def _load(model: str | None, processor: str | None = None, geometry: str | None = None):

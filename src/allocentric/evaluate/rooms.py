@@ -1,5 +1,6 @@
 """Questions about rooms nobody trained on: ask, score, compare. `Rooms` is the benchmark; the rest is for the cards of recipes."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -14,18 +15,21 @@ from allocentric.evaluate.answers import Row, read_rows
 from allocentric.evaluate.responders import Blind, Seeing, blind_scene
 from allocentric.evaluate.run import ask
 from allocentric.evaluate.statistics import base_task
+from allocentric.graph.programs import ask_graph
+from allocentric.graph.source import graph_of_notes
 from allocentric.model import Model
 from allocentric.models.processor import SpatialMLLMProcessor
 from allocentric.tasks import VSI_TASKS, make_questions
 from allocentric.tasks.base import Question
 from allocentric.tasks.files import load_json
+from allocentric.tasks.notes import noted_places, notes
 from allocentric.tasks.vsibench import VSIBench, aggregate
 from allocentric.train.shards import RoomShards, RoomsSpec
 from allocentric.views import Views, uniform_indices
 
 __all__ = [
-    "Rooms", "Row", "ask_rooms", "base_task", "blind_scene", "bootstrap", "chance_rows", "constant_rows", "read_rows",
-    "room_questions", "room_views", "row_of", "summary",
+    "Rooms", "Row", "ask_rooms", "base_task", "blind_scene", "bootstrap", "chance_rows", "constant_rows", "note_error",
+    "read_rows", "room_questions", "room_views", "row_of", "summary", "worked_out",
 ]  # fmt: skip
 
 COUNT, SEED = 200, 10_000_000  # rooms that `allo eval rooms` asks about; training uses seeds below 1,000,000
@@ -131,6 +135,32 @@ def score(question: Question, prediction: str) -> float:
 def row_of(question: Question, prediction: str) -> Row:
     """The row of an answer that no model was asked for."""
     return Row(question, "", prediction, "", (), score(question, prediction))
+
+
+def worked_out(rows: Sequence[Row]) -> list[Row]:
+    """The same answers, but where geometry on the model's own notes gives one (`graph.programs`), that one."""
+    found = []
+    for row in rows:
+        by_graph = ask_graph(graph_of_notes(row.notes), row.question.text, row.question.options)
+        known = by_graph.objects and not by_graph.missing
+        found.append(replace(row, prediction=by_graph.text, score=score(row.question, by_graph.text)) if known else row)
+    return found
+
+
+def note_error(rows: Sequence[Row], shards: RoomShards) -> float:
+    """Metres that places in notes are off: median over the labels that the notes, and exact ones, have once; NaN without any."""
+    off = []
+    for row in rows:
+        true, written = (_once(text) for text in (notes(shards[int(row.scene)].scene, row.question), row.notes))
+        off += [math.dist(written[label], true[label]) for label in written.keys() & true.keys()]
+    return float(np.median(off)) if off else math.nan
+
+
+def _once(written: str) -> dict[str, tuple[float, float]]:
+    """Places of the labels that notes name once."""
+    places = noted_places(written)
+    labels = [label for label, _ in places]
+    return {label: place for label, place in places if labels.count(label) == 1}
 
 
 def bootstrap(

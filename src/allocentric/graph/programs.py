@@ -319,4 +319,4 @@ def _chosen(asked: Asked, answer: str) -> str:
 
 
 def _joined(parts: tuple[str, ...]) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and no {parts[-1]}"
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} or {parts[-1]}"

@@ -1,5 +1,6 @@
-"""Where a scene graph comes from: an annotated scene, a saved graph, a written map, or a capture with a detector."""
+"""Where a scene graph comes from: an annotated scene, a saved graph, a written map, a capture with a detector, a model's notes."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from os import PathLike
@@ -8,9 +9,10 @@ from pathlib import Path
 from allocentric.graph.floor_plan import FloorPlan, floor_plan, leveled
 from allocentric.graph.grammar import parse_map
 from allocentric.graph.lift import Detector, lift_steps
-from allocentric.graph.scene_graph import SceneGraph
-from allocentric.readers import open_scene, open_views
+from allocentric.graph.scene_graph import GraphObject, SceneGraph
+from allocentric.readers import layout_of, open_scene, open_views
 from allocentric.readers.annotated import MANY, ONE
+from allocentric.tasks.notes import noted_places
 from allocentric.views import Views
 
 
@@ -68,6 +70,22 @@ def graph_steps(
         if graph is None:
             yield done, len(views), None
     yield len(views), len(views), Mapped(graph, f"lifted from detections in {len(views)} frames", views, floor_plan(views))
+
+
+def only_pictures(path: str | PathLike) -> bool:
+    """Whether a video or images are all that is there: what is where can then only be learned from a model's notes."""
+    path = Path(path)
+    read = path.suffix in (".json", ".txt") or any(fits(path) for _, fits, _ in ONE + MANY)
+    return not read and layout_of(path) in ("video", "images")
+
+
+def graph_of_notes(written: str, name: str = "") -> SceneGraph:
+    """What a model noted before it answered (`Answer.notes`, worded as in `tasks.notes`): places seen from the first camera.
+
+    Numbers of sizes and moments are left aside, and so is everything behind the first semicolon: what the model made of it.
+    """
+    objects = [GraphObject(label, point=place) for label, place in noted_places(written)]
+    return SceneGraph.from_objects(name, objects, viewpoint=(0.0, 0.0, 0.0, math.pi / 2))
 
 
 def _read(path: Path, scene: str | None) -> Mapped | None:

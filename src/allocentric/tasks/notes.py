@@ -35,7 +35,7 @@ SAID = {
     "back-left": -3 * math.pi / 4,
     "back-right": 3 * math.pi / 4,
 }
-PLACE = re.compile(r"([^,]+?) (-?\d+\.\d) (-?\d+\.\d)(?:, |$)")
+PLACE = re.compile(r"([^\W\d][^,]*?) (-?\d+\.\d) (-?\d+\.\d)(?:, |$)")
 
 
 def with_notes(scene: AnnotatedScene, question: Question) -> str:
@@ -94,7 +94,7 @@ def workings(scene: AnnotatedScene, question: Question, written: str) -> str:
             ascends = list(order.values()) == sorted(order.values())
             told.append(" ".join([letter, *(f"{label} {when}" for label, when in order.items()), YES if ascends else NO]))
         return ", ".join(told)
-    at = {label: np.array([float(x), float(y)]) for label, x, y in PLACE.findall(written)}
+    at = {label: np.array(place) for label, place in noted_places(written)}
     if question.task == "object_abs_distance":
         return _way_and_distance(scene, at, *question.objects)
     if question.task == "object_rel_distance":
@@ -156,6 +156,11 @@ def places(scene: AnnotatedScene) -> Float[np.ndarray, "n 2"] | None:
 def place_note(label: str, place: Float[np.ndarray, "2"]) -> str:
     """Where something is: "sofa -1.2 3.4"."""
     return f"{label} {_number(place[0])} {_number(place[1])}"
+
+
+def noted_places(written: str) -> list[tuple[str, tuple[float, float]]]:
+    """What notes say is where, in their order: (label, (metres right, metres ahead of the first camera))."""
+    return [(label, (float(x), float(y))) for label, x, y in PLACE.findall(written.split(";")[0].strip())]
 
 
 def size_note(box: Box3D) -> str:

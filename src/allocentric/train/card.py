@@ -10,7 +10,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from allocentric.encoders.vggt import VGGT, VGGTConfig
-from allocentric.evaluate.rooms import ask_rooms, bootstrap, chance_rows, constant_rows, read_rows, room_questions, summary
+from allocentric.evaluate.rooms import (
+    ask_rooms,
+    bootstrap,
+    chance_rows,
+    constant_rows,
+    note_error,
+    read_rows,
+    room_questions,
+    summary,
+    worked_out,
+)
 from allocentric.model import HEADS_FILE
 from allocentric.models.processor import SpatialMLLMProcessor
 from allocentric.models.spatial_mllm import load_spatial_mllm
@@ -72,7 +82,10 @@ def make_card(
         ]
         rows["constant answer"] = constant_rows(drawn, asked)
         rows["chance"] = chance_rows(asked)
-        parts.append(_table(rows, plan.rooms))
+        seeing = [name for name in ("nano", "2d-only") if name in rows]
+        parts.append(_table(rows | {f"{name}, worked out": worked_out(rows[name]) for name in seeing}, plan.rooms))
+        off = ", ".join(f"{name} {note_error(rows[name], shards):.2f}" for name in seeing)
+        parts.append(f"\nPlaces in their notes, median error (m): {off}.")
         errors = geometry_errors(vggt, shards, min(50, plan.rooms))
         parts.append("\nIts VGGT alone, median error: " + ", ".join(f"{name} {value:.2f}" for name, value in errors.items()) + ".")
     text = "\n".join(parts) + "\n"
@@ -104,8 +117,9 @@ Scores are VSI-Bench's (official scorer, mean of the eight tasks), on {plan.room
 questions of each type a room. Brackets: 95% bootstrap interval over rooms. `2d-only` and `blind` are the same model trained on
 the same questions for as many steps without the spatial branch, and without any video; they learned to reckon and read as nano did
 (who is blind is told no rooms between those of fine-tuning).
-`constant answer` is the best single answer per question type on training rooms. `chance` guesses an option; it has none to
-guess for numbers."""
+`worked out`: where geometry on the model's own notes gives an answer (`allo ask --via graph`), that one; distances are then between
+centres. `constant answer` is the best single answer per question type on training rooms. `chance`
+guesses an option; it has none to guess for numbers."""
 
 
 def _table(rows: dict[str, Sequence], rooms: int) -> str:
