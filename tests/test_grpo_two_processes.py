@@ -1,14 +1,13 @@
 """Two processes learn by reward as one does at the same global batch."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+
+from test_two_processes import launch
 
 SCRIPT = """
 import sys
@@ -40,15 +39,6 @@ if run.is_world_process_zero():
     numbers = torch.tensor([*rewards, metrics["eval_reward"], metrics["eval_length"]])
     save_file({"numbers": numbers, **{n: v.detach().clone() for n, v in model.named_parameters()}}, out / f"{name}.safetensors")
 """
-
-
-def launch(script: Path, *words: object, processes: int) -> None:
-    paths = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
-    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    many = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
-    command = [sys.executable, *many, str(script), *map(str, words)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.mark.slow

@@ -43,16 +43,29 @@ if trainer.is_world_process_zero():
 """
 
 
+def launch(*command: object, processes: int) -> None:
+    """Run a script, or a module ("-m", name, ...), with its words in that many processes, each on one thread of a CPU."""
+    paths = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    many = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
+    done = subprocess.run([sys.executable, *many, *map(str, command)], env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["spatial_mllm_v1_1", "cold_start", "grpo"])
+def test_every_stage_runs_in_two_processes(recipe, request, tmp_path):
+    """As a user starts it; what the stage does is compared with one process above and in test_grpo_two_processes."""
+    file = request.config.rootpath / "recipes" / f"{recipe}.yaml"
+    launch("-m", "allocentric.cli", "train", file, "--out", tmp_path, "--smoke", processes=2)
+    assert (tmp_path / "model" / "config.json").is_file() and load_file(tmp_path / "model" / "model.safetensors")
+
+
 @pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
     (tmp_path / "train.py").write_text(SCRIPT)
-    paths = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
-    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(tmp_path / "train.py")]
-    one = [sys.executable, str(tmp_path / "train.py")]
-    for command in ([*two, str(tmp_path), "2"], [*one, str(tmp_path), "4"]):
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-        assert done.returncode == 0, done.stderr[-3000:]
+    for processes in (2, 1):  # at the same global batch
+        launch(tmp_path / "train.py", tmp_path, 4 // processes, processes=processes)
     found, expected = load_file(tmp_path / "2.safetensors"), load_file(tmp_path / "1.safetensors")
     from test_spatial_mllm import tiny_model
 
