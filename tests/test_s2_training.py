@@ -1,11 +1,12 @@
 """Guidance, batches of descriptions, and a few steps of training: what is saved has no teacher in it."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoTokenizer
 
@@ -270,6 +271,25 @@ def test_training_saves_the_model_alone_and_it_points_the_same(recipe, shards, t
     assert torch.equal(now["model.visual.blocks.0.attn.qkv.weight"], base["model.visual.blocks.0.attn.qkv.weight"]), "frozen"
     log = (tmp_path / "log.json").read_text()
     assert all(f'"{name}"' in log for name in ("ground", "language", "guidance", "accuracy"))
+
+
+def test_a_stopped_training_goes_on_from_its_checkpoint(recipe, shards, tmp_path, monkeypatch):
+    data = replace(recipe.data, descriptions=2)
+    plan = replace(recipe, data=data, optimisation=replace(recipe.optimisation, steps=1, warmup=0.0, batch_size=1, save_every=1))
+    begun, step = [], GroundingTrainer.training_step
+
+    def looked_at(trainer, model, *rest):
+        begun.append({name: value.clone() for name, value in model.model.state_dict().items()})
+        return step(trainer, model, *rest)
+
+    monkeypatch.setattr(GroundingTrainer, "training_step", looked_at)
+    train_grounding(plan, tmp_path, Rooms(shards, data))
+    first = load_file(tmp_path / "model/model.safetensors")
+    shutil.rmtree(tmp_path / "model")  # a run that has one is done
+    train_grounding(replace(plan, optimisation=replace(plan.optimisation, steps=2)), tmp_path, Rooms(shards, data))
+    assert len(begun) == 2 and any(not torch.equal(begun[0][name], value) for name, value in first.items())
+    assert all(torch.equal(begun[1][name], value) for name, value in first.items())
+    assert torch.equal(begun[1]["lm_head.weight"], first["model.language_model.embed_tokens.weight"]), "written once, tied again"
 
 
 def test_recipes_are_checked():

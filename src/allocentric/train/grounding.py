@@ -282,6 +282,15 @@ class Guided(nn.Module):
         """Of the model; the Trainer asks for it."""
         self.model.gradient_checkpointing_enable(**kwargs)
 
+    @property
+    def _keys_to_ignore_on_save(self) -> set[str]:
+        """Names that a checkpoint holds once for two; the Trainer, going on from one, asks for them and ties them again."""
+        return {f"model.{name}" for name in self.model.all_tied_weights_keys}
+
+    def tie_weights(self) -> None:
+        """Of the model; the Trainer asks for it."""
+        self.model.tie_weights()
+
     def forward(
         self, points: Float[Tensor, "b v h w 3"], camera_to_world: Tensor, images: Tensor | None = None, **inputs
     ) -> tuple[GroundingOutput, Tensor | None]:
