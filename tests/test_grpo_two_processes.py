@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from allocentric.processes import end_processes
 from allocentric.train.recipe import GRPOSettings
 from test_grpo import PROMPTS, asked, low, trainer
 from test_spatial_mllm import tiny_model, tiny_processor
@@ -38,6 +39,8 @@ if run.is_world_process_zero():
     rewards = [entry["reward"] for entry in run.state.log_history if "reward" in entry]
     numbers = torch.tensor([*rewards, metrics["eval_reward"], metrics["eval_length"]])
     save_file({"numbers": numbers, **{n: v.detach().clone() for n, v in model.named_parameters()}}, out / f"{name}.safetensors")
+del run
+end_processes()
 """
 
 
@@ -60,6 +63,7 @@ def test_two_processes_learn_as_one(tmp_path, updates):
 
 
 SHARDED = """
+import os
 import sys
 
 import numpy as np
@@ -117,7 +121,7 @@ for (name, sharded), whole in zip(model.named_parameters(), plain.parameters(), 
         continue
     dist.all_reduce(whole.grad)  # shards hold the mean over processes
     assert torch.allclose(sharded.grad.full_tensor(), whole.grad / 2, atol=1e-6), name
-dist.destroy_process_group()
+os._exit(0)  # a mesh keeps its group to the end, whose threads may then abort (see end_processes)
 """
 
 

@@ -320,6 +320,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import TrainingArguments
 
+from allocentric.processes import end_processes
 from allocentric.train.pretrain import PretrainTrainer, RoomScenes, SceneClips, collate_clips
 from allocentric.train.shards import RoomShards
 from test_pretrain import tiny_loss
@@ -338,6 +339,8 @@ trainer.train()
 if trainer.is_world_process_zero():
     named = trainer.accelerator.unwrap_model(trainer.model).named_parameters()
     save_file({name: value.detach().contiguous() for name, value in named}, out / f"{trainer.args.world_size}.safetensors")
+del trainer
+end_processes()
 """
 
 

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from transformers import TrainingArguments
 
 from allocentric.models.patches import patchify
+from allocentric.processes import end_processes
 from allocentric.train.sft import SFTTrainer, Turn, collate, pack
 from test_spatial_mllm import tiny_model, tiny_processor
 
@@ -40,6 +41,38 @@ trainer.optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires
 trainer.train()
 if trainer.is_world_process_zero():
     save_file({name: value.detach() for name, value in model.named_parameters()}, out / f"{trainer.args.world_size}.safetensors")
+del trainer
+end_processes()
+"""
+
+ENDS = """
+from pathlib import Path
+
+import torch
+import torch._dynamo  # once there is a group its import would keep it; transformers imports it before
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
+
+from allocentric.processes import end_processes
+
+
+def names() -> list[str]:
+    return [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+
+
+def train() -> None:
+    distributed.init_process_group("gloo")
+    model = DistributedDataParallel(torch.nn.Linear(2, 2))
+    model.itself = [model]  # as a Trainer and its parts do
+    model(torch.ones(1, 2)).sum().backward()
+
+
+train()
+distributed.barrier()
+assert [name for name in names() if "gloo" in name]
+end_processes()
+assert not [name for name in names() if "gloo" in name], names()
+end_processes()
 """
 
 
@@ -50,6 +83,13 @@ def launch(*command: object, processes: int) -> None:
     many = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
     done = subprocess.run([sys.executable, *many, *map(str, command)], env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="names of threads are Linux's")
+def test_threads_of_a_group_end_with_the_run(tmp_path):
+    """Or else one may want Python's lock while Python shuts down, and abort."""
+    (tmp_path / "ends.py").write_text(ENDS)
+    launch("-m", "torch.distributed.run", "--standalone", tmp_path / "ends.py", processes=1)
 
 
 @pytest.mark.slow

@@ -13,6 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from tyro.conf import Positional, arg
 
+from allocentric.processes import end_processes
+
 Sampling = Literal["uniform", "space_aware"]
 JSON = Annotated[bool, arg(help="print JSON, one object, and nothing else")]
 Detector = Annotated[str | None, arg(help="a transformers object detector, folder or hub id, that finds a capture's objects")]
@@ -549,6 +551,7 @@ def main(argv: list[str] | None = None) -> None:
         commands, prog, argv = {"cold-start": cold_start}, "allo data", argv[1:]
     try:
         tyro.extras.subcommand_cli_from_dict(commands, prog=prog, description=__doc__.splitlines()[0], args=argv)
+        end_processes()
     except (ValueError, OSError) as error:
         print(f"allo: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
