@@ -90,6 +90,17 @@ def test_it_starts_as_the_nano_it_comes_from(started):
         start_model("nowhere", "A")
 
 
+def test_geometry_added_to_2d_tokens_starts_as_what_nano_reads(features):
+    model, _ = start_model("nano", "B")
+    nano, kept = load_spatial_mllm(NANO, dtype=torch.float32).model, features[0][1]
+    with torch.no_grad():
+        expected = nano.fuse(kept["2d"], kept["3d"])
+        found = model.model.fuse_kept(kept["2d"], kept["3d"], torch.tensor([[1, 4, 6]] * 4)).last_hidden_state
+        plain = nano.visual.merger(kept["2d"].float().reshape(-1, nano.config.vision_config.hidden_size))
+    off = lambda tokens: float((tokens - expected).norm() / expected.norm())  # noqa: E731
+    assert off(found) < 0.03 and off(plain) > 0.3
+
+
 def test_a_line_of_a_map_is_a_dozen_tokens(started, shards):
     _, processor = started
     graph = map_graph(shards[0].scene)
