@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from allocentric.answer import END_THINK, THINK
 from allocentric.graph.grammar import CLOSE, OPEN, parse_map
 from allocentric.graph.grid import GridMap, grid_map, parse_grid, write_grid
 from allocentric.graph.map_tasks import (
@@ -29,7 +30,7 @@ from allocentric.graph.map_tasks import (
 )
 from allocentric.graph.programs import ask_graph
 from allocentric.tasks.base import Question
-from allocentric.tasks.notes import notes, places
+from allocentric.tasks.notes import noted_places, notes, places
 
 
 @pytest.fixture(scope="module")
@@ -98,9 +99,10 @@ def test_a_grid_is_read_tolerantly():
 # ---- the tasks ----
 
 
+@pytest.mark.parametrize("think", [False, True])
 @pytest.mark.parametrize("form", ["triplets", "grid"])
-def test_every_task_asks_and_knows_its_answer(shards, form):
-    for name, task in map_tasks(form, 2).items():
+def test_every_task_asks_and_knows_its_answer(shards, form, think):
+    for name, task in map_tasks(form, 2, think).items():
         made = [q for i in range(3) for q in task.make(shards[i].scene, np.random.default_rng(i), 4)]
         again = [q for i in range(3) for q in task.make(shards[i].scene, np.random.default_rng(i), 4)]
         assert made == again and task.name == name
@@ -114,6 +116,19 @@ def test_every_task_asks_and_knows_its_answer(shards, form):
             assert task.parse(question.answer) is not None
             assert notes(shards[0].scene, question) == "", "notes are not for these"
             assert "None" not in task.prompt(question)
+
+
+def test_notes_before_a_map_say_where_its_objects_are(scene, graph):
+    rng = np.random.default_rng(0)
+    (plain,), (question,) = (WriteMap("triplets", 2, think).make(scene, rng) for think in (False, True))
+    written, found = question.answer.removeprefix(THINK).split(END_THINK)
+    assert found == plain.answer
+    labels, places = zip(*noted_places(written), strict=True)
+    assert labels == tuple(o.label for o in graph.objects)
+    assert np.abs(np.array(places) - graph.points).max() < 0.051
+    for first in AnswerWithMap("out", "triplets", 2, True).make(scene, rng, 5):
+        written, found = first.answer.split(END_THINK)
+        assert len(noted_places(written.removeprefix(THINK))) == len(read(found).layout.nodes)
 
 
 def test_a_map_is_continued_by_its_next_line(scene, graph):

@@ -19,6 +19,7 @@ from allocentric.graph.triplets import GRID, Node, Triplet, usable_triples
 from allocentric.scenes import AnnotatedScene
 from allocentric.tasks import VSI_TASKS
 from allocentric.tasks.base import Question, Task
+from allocentric.tasks.notes import behind, place_note
 
 FORMS = ("triplets", "grid")
 LEAST_SIDE = 0.1  # metres: smaller things are in no map
@@ -72,6 +73,11 @@ def with_objects(graph: SceneGraph, objects: Sequence[GraphObject]) -> SceneGrap
 def nodes_of(graph: SceneGraph) -> list[Node]:
     """Objects as maps name them."""
     return [(clean_label(o.label), o.instance) for o in graph.objects]
+
+
+def noted(graph: SceneGraph) -> str:
+    """Where each object of a map is, in the map's order: what is written down before the map, which then follows from it."""
+    return ", ".join(place_note(o.label, place) for o, place in zip(graph.objects, graph.points, strict=True))
 
 
 def write(graph: SceneGraph, form: str = "triplets", redundancy: int = 3) -> str:
@@ -154,15 +160,23 @@ def corrupt(lines: Sequence[str], rng: np.random.Generator, share: float = CORRU
 
 
 class MapTask(Task):
-    """What tasks on maps share: the form in which maps are written. Only the text is asked and scored; `objects` stays empty."""
+    """What tasks on maps share. Only the text is asked and scored; `objects` stays empty.
 
-    def __init__(self, form: str = "triplets", redundancy: int = 3):
+    form    of maps.
+    think   answers that are maps stand behind notes of where things are (`noted`).
+    """
+
+    def __init__(self, form: str = "triplets", redundancy: int = 3, think: bool = False):
         if form not in FORMS:
             raise ValueError(f"form of maps: found {form!r}, expected one of {FORMS}")
-        self.form, self.redundancy = form, redundancy
+        self.form, self.redundancy, self.think = form, redundancy, think
 
     def write(self, graph: SceneGraph) -> str:
         return write(graph, self.form, self.redundancy)
+
+    def answer(self, graph: SceneGraph) -> str:
+        """The map as it is to be written: behind notes, if the task asks for them."""
+        return behind(noted(graph), "", self.write(graph)) if self.think else self.write(graph)
 
     def prompt(self, question: Question) -> str:
         return f"{question.text}\n{question.context}" if question.context else question.text
@@ -176,7 +190,7 @@ class WriteMap(MapTask):
     def make(self, scene: AnnotatedScene, rng: np.random.Generator, limit: int = 1) -> list[Question]:
         if limit < 1 or (graph := map_graph(scene)) is None:
             return []
-        return [Question(self.name, scene.name, WRITE[self.form], (), self.write(graph))]
+        return [Question(self.name, scene.name, WRITE[self.form], (), self.answer(graph))]
 
     def parse(self, text: str) -> tuple[float, ...] | None:
         """x, y of each object, one after the other; None without any."""
@@ -272,9 +286,10 @@ class AnswerWithMap(MapTask):
         place: str,
         form: str = "triplets",
         redundancy: int = 3,
+        think: bool = False,
         tasks: Sequence[str] = MAP_QUESTIONS,
     ):
-        super().__init__(form, redundancy)
+        super().__init__(form, redundancy, think)
         if place not in ("in", "out"):
             raise ValueError(f'place of the map: found {place!r}, expected "in" or "out"')
         self.place, self.name = place, f"map_{place}"
@@ -303,7 +318,7 @@ class AnswerWithMap(MapTask):
         others = [i for i, o in enumerate(graph.objects) if o.label not in question.objects]
         kept = set(rng.permutation(others)[: max(DISTRACTORS, 3 - len(graph.objects) + len(others))].tolist())
         matter = [o for i, o in enumerate(graph.objects) if o.label in question.objects or i in kept]
-        return replace(plain, answer=f"{self.write(with_objects(graph, matter))}\n{question.answer}")
+        return replace(plain, answer=f"{self.answer(with_objects(graph, matter))}\n{question.answer}")
 
     def prompt(self, question: Question) -> str:
         wording = self._task(question).prompt(self._plain(question))
@@ -332,13 +347,13 @@ def behind_map(text: str) -> str:
     return "" if OPEN in text else text.strip()
 
 
-def map_tasks(form: str = "triplets", redundancy: int = 3) -> dict[str, Task]:
+def map_tasks(form: str = "triplets", redundancy: int = 3, think: bool = False) -> dict[str, Task]:
     """The tasks of this file by name."""
     tasks = (
-        WriteMap(form, redundancy),
+        WriteMap(form, redundancy, think),
         ContinueMap(form, redundancy),
         CompleteMap(form, redundancy),
         AnswerWithMap("in", form, redundancy),
-        AnswerWithMap("out", form, redundancy),
+        AnswerWithMap("out", form, redundancy, think),
     )
     return {task.name: task for task in tasks}

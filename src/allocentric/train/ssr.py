@@ -161,8 +161,8 @@ def start_tokens(model: SSRForConditionalGeneration, pieces: Mapping[int, list[i
 
 
 def tasks_of(recipe: SSRTraining, variant: str, stage: SFTStage) -> dict[str, tuple[Task, float]]:
-    """The tasks of a stage with their weights; maps are in the variant's form."""
-    known = TRAINING_TASKS | map_tasks.map_tasks(recipe.variants[variant].maps, recipe.redundancy)
+    """The tasks of a stage with their weights; maps are in the variant's form, and behind notes if the stage thinks."""
+    known = TRAINING_TASKS | map_tasks.map_tasks(recipe.variants[variant].maps, recipe.redundancy, stage.think)
     known |= text_boxes.box_tasks(recipe.decimals)
     if unknown := sorted(stage.tasks.keys() - known.keys()):
         raise ValueError(f"tasks: found {unknown}, expected some of {sorted(known)}")
