@@ -1,5 +1,9 @@
 """`load` a model, `watch` a place, ask: what `allocentric.load` returns and what it refuses."""
 
+import gc
+import importlib
+import sys
+
 import av
 import pytest
 import torch
@@ -72,6 +76,19 @@ def test_the_public_names_are_there():
     assert set(allocentric.__all__) <= set(dir(allocentric))
     with pytest.raises(AttributeError, match="no attribute 'lood'"):
         allocentric.lood  # noqa: B018
+
+
+@pytest.mark.parametrize("working", [True, False])
+def test_imports_leave_the_garbage_collector_as_it_was(working, monkeypatch):
+    seen = []
+    monkeypatch.setattr(importlib, "import_module", lambda name: seen.append(gc.isenabled()) or sys.modules[name])
+    before = gc.isenabled()
+    (gc.enable if working else gc.disable)()
+    try:
+        assert allocentric.load is allocentric.model.load
+        assert seen == [False] and gc.isenabled() == working
+    finally:
+        (gc.enable if before else gc.disable)()
 
 
 def test_views_are_used_as_they_are(model):

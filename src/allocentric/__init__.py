@@ -42,9 +42,18 @@ def __getattr__(name: str):
     """Public names are imported when they are first used: `allo --help` need not wait for torch."""
     if name not in _HOME:
         raise AttributeError(f"module 'allocentric' has no attribute {name!r}")
+    import gc
     from importlib import import_module
 
-    return getattr(import_module(f"allocentric.{_HOME[name]}"), name)
+    # transformers and torch's compiler leave behind a million objects that stay; looking through them in vain, again and again
+    # while they are being made, takes Python's collector a quarter of the time
+    working = gc.isenabled()
+    gc.disable()
+    try:
+        return getattr(import_module(f"allocentric.{_HOME[name]}"), name)
+    finally:
+        if working:
+            gc.enable()
 
 
 def __dir__() -> list[str]:
