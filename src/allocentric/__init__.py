@@ -45,8 +45,8 @@ def __getattr__(name: str):
     import gc
     from importlib import import_module
 
-    # transformers and torch's compiler leave behind a million objects that stay; looking through them in vain, again and again
-    # while they are being made, takes Python's collector a quarter of the time
+    # nearly all objects that transformers and torch's compiler make while they are imported stay; looking through them in vain,
+    # again and again, takes Python's collector a quarter of the time (benchmarks/startup.py)
     working = gc.isenabled()
     gc.disable()
     try:
