@@ -46,7 +46,7 @@ def __getattr__(name: str):
     from importlib import import_module
 
     # nearly all objects that transformers and torch's compiler make while they are imported stay; looking through them in vain,
-    # again and again, takes Python's collector a quarter of the time (benchmarks/startup.py)
+    # again and again, takes Python's collector about a quarter of the time
     working = gc.isenabled()
     gc.disable()
     try:
