@@ -13,9 +13,13 @@ from allocentric.graph.map_tasks import (
     CELL,
     GAP,
     MAP_QUESTIONS,
+    NONE,
+    WHERE_IS,
+    WRITE,
     AnswerWithMap,
     CompleteMap,
     ContinueMap,
+    Whereabouts,
     WriteMap,
     behind_map,
     corrupt,
@@ -24,11 +28,15 @@ from allocentric.graph.map_tasks import (
     map_lines,
     map_tasks,
     nodes_of,
+    noted,
+    noted_graph,
     quality,
     read,
+    where_is,
     write,
 )
 from allocentric.graph.programs import ask_graph
+from allocentric.rooms import LABELS
 from allocentric.tasks.base import Question
 from allocentric.tasks.notes import noted_places, notes, places
 
@@ -121,14 +129,59 @@ def test_every_task_asks_and_knows_its_answer(shards, form, think):
 def test_notes_before_a_map_say_where_its_objects_are(scene, graph):
     rng = np.random.default_rng(0)
     (plain,), (question,) = (WriteMap("triplets", 2, think).make(scene, rng) for think in (False, True))
-    written, found = question.answer.removeprefix(THINK).split(END_THINK)
-    assert found == plain.answer
+    assert question.answer == plain.answer and plain.context == ""
+    prompt = WriteMap("triplets", 2, True).prompt(question)
+    written = prompt.splitlines()[-1]
+    assert prompt.startswith(WRITE["triplets"]) and written == noted(graph)
     labels, places = zip(*noted_places(written), strict=True)
     assert labels == tuple(o.label for o in graph.objects)
     assert np.abs(np.array(places) - graph.points).max() < 0.051
+    named = [name.rsplit(" ", 2)[0] for name in written.split(", ")]
+    assert len(set(named)) == len(graph.objects), "objects of a kind are told apart as in the map"
+    in_map = set(re.findall(r"([a-z][a-z -]*(?:\.\d+)?)\(", question.answer.replace(" r=", "")))
+    assert {name.strip() for name in in_map} == set(named)
     for first in AnswerWithMap("out", "triplets", 2, True).make(scene, rng, 5):
         written, found = first.answer.split(END_THINK)
         assert len(noted_places(written.removeprefix(THINK))) == len(read(found).layout.nodes)
+
+
+def test_whereabouts_are_asked_of_what_is_there_and_of_what_is_not(scene, graph):
+    task, labels = Whereabouts((*LABELS, "unicorn")), {o.label for o in graph.objects}
+    made = task.make(scene, np.random.default_rng(0), 1000)
+    asked = {q.text.removeprefix(WHERE_IS[0] + " ").removesuffix(WHERE_IS[1]): q for q in made}
+    assert set(asked) == {*LABELS, "unicorn"} and len(made) == len(asked)
+    assert {label for label, q in asked.items() if q.answer != NONE} == labels
+    assert asked["unicorn"].answer == NONE
+    for label in labels:
+        xs = task.parse(asked[label].answer)[::3]
+        assert len(xs) == sum(o.label == label for o in graph.objects) and list(xs) == sorted(xs)
+    some = [q for seed in range(20) for q in task.make(scene, np.random.default_rng(seed), 6)]
+    share = np.mean([q.answer != NONE for q in some])
+    assert 0.2 < share < 0.5
+    assert all(q.answer != NONE for q in Whereabouts().make(scene, np.random.default_rng(0), 1000))
+
+
+def test_the_graph_of_what_was_found_is_that_of_the_room(scene, graph):
+    made = Whereabouts(LABELS).make(scene, np.random.default_rng(0), 1000)
+    found = noted_graph({q.text.removeprefix(WHERE_IS[0] + " ").removesuffix(WHERE_IS[1]): q.answer for q in made})
+    assert sorted(found.names) == sorted(graph.names) and np.ptp([o.first_seen for o in found.objects]) > 0
+    moments = [o.first_seen for o in found.objects]
+    assert moments == sorted(moments)
+    rounded = np.round(graph.points.astype(float), 1) + 0.0
+    where = {(o.label, *place) for o, place in zip(graph.objects, rounded.tolist(), strict=True)}
+    assert {(o.label, *o.xy) for o in found.objects} == where
+    assert noted_graph({"bed": "none", "sofa": "I do not know"}).objects == ()
+
+
+def test_whereabouts_are_worth_as_much_as_they_are_near(scene):
+    task = Whereabouts()
+    question = Question("whereabouts", "room", where_is("chair"), (), "chair -1.0 2.0 3, chair 1.0 2.0 4")
+    score = lambda text: task.score(question, text)  # noqa: E731
+    assert score("chair -1.0 2.0 0, chair 1.0 2.0 9") == 1
+    assert 0.6 < score("chair -1.0 2.0 3") == pytest.approx(2 / 3) and score("chair -1.0 2.5 3, chair 1.0 2.0 4") < 1
+    assert score("none") == score("chair") == 0 and score("chair -1.0 2.0 3, " * 4 + "chair 1.0 2.0 4") < 0.7
+    nothing = replace(question, answer="none")
+    assert task.score(nothing, "None.") == 1 and task.score(nothing, "chair 1.0 2.0 4") == 0
 
 
 def test_a_map_is_continued_by_its_next_line(scene, graph):

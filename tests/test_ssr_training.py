@@ -12,14 +12,15 @@ from allocentric import cli, load
 from allocentric.answer import Answer
 from allocentric.evaluate import ssr as evaluation
 from allocentric.evaluate.rooms import room_questions, room_views
-from allocentric.graph.map_tasks import map_graph, write
-from allocentric.graph.text_boxes import DETECT_ALL, boxes_from_first_camera, write_box
+from allocentric.graph.map_tasks import WHERE_IS, WRITE, map_graph, where_is, write
+from allocentric.graph.text_boxes import boxes_from_first_camera, parse_boxes, write_box
 from allocentric.ground import GlobalSearch, search_globally
 from allocentric.models.scene import Scene
 from allocentric.models.spatial_mllm import load_spatial_mllm
 from allocentric.tasks.facts import seen
+from allocentric.tasks.notes import noted_places
 from allocentric.train.features import RoomFeatures, write_features
-from allocentric.train.recipe import RoomsSpec, SFTStage, SSRVariant, read_recipe
+from allocentric.train.recipe import RoomsSpec, SSRVariant, read_recipe
 from allocentric.train.sft import IGNORE, SFTTrainer, collate
 from allocentric.train.shards import RoomShards
 from allocentric.train.ssr import (
@@ -373,11 +374,39 @@ def test_global_grounding_by_command(run, tmp_path, capsys):
     assert stop.value.code == 2 and "--global: found no --model" in capsys.readouterr().err
 
 
-def test_prompts_of_the_report_are_those_of_training(recipe, shards):
-    """What is asked at the end must have been learned: the very same words."""
-    tasks = tasks_of(recipe, "A", recipe.reasoning)
-    scene = shards[0].scene
-    detection, _ = tasks["global_detection"]
-    asked = {detection.prompt(q) for seed in range(9) for q in detection.make(scene, np.random.default_rng(seed), 1)}
-    assert DETECT_ALL in asked
-    assert isinstance(recipe.reasoning, SFTStage) and {"map_in", "map_out"} <= recipe.reasoning.tasks.keys()
+class Oracle:
+    """Answers what it was taught to, to the letter, and keeps what it was asked."""
+
+    def __init__(self, taught: dict[str, str]):
+        self.taught, self.asked = taught, []
+
+    def ask(self, questions, max_new_tokens=128):
+        self.asked += questions
+        return [_said(self.taught.get(question, "")) for question in questions]
+
+
+def test_the_report_asks_what_training_taught_category_by_category(recipe, shards, started, monkeypatch):
+    """What is asked at the end must have been learned: the very same words. Of one who knows, maps and boxes are whole."""
+    tasks, scene = tasks_of(recipe, "A", recipe.reasoning), shards[0].scene
+    taught = {}
+    for name in ("whereabouts", "global_detection"):
+        task, _ = tasks[name]
+        taught |= {task.prompt(q): q.answer for q in task.make(scene, np.random.default_rng(0), 1000)}
+    oracle = Oracle(taught)
+    monkeypatch.setattr(Scene, "encode", lambda *given: oracle)
+    plan = evaluation.Plan(rooms=1, per_task=1, descriptions=1)
+    record = evaluation.ask_room(*started, shards, 0, room_questions(shards, 1)[0], "triplets", plan, 2)
+    graph = map_graph(scene)
+    assert set(record["found"]) == {o.label for o in graph.objects}
+    assert all(record["found"][label] == taught[where_is(label)] for label in record["found"])
+    boxes = parse_boxes(record["boxes"]).boxes
+    assert sorted(box.label for box in boxes) == sorted(o.label for o in graph.objects)
+    (wanted,) = (q for q in tasks["scene_map"][0].make(scene, np.random.default_rng(0)))
+    (written,) = (prompt for prompt in oracle.asked if prompt.startswith(WRITE["triplets"]))
+    trained = tasks["scene_map"][0].prompt(wanted)
+    assert written.splitlines()[:-1] == trained.splitlines()[:-1]
+    assert sorted(place for _, place in noted_places(written.splitlines()[-1])) == sorted(
+        place for _, place in noted_places(trained.splitlines()[-1])
+    )
+    missing = [prompt for prompt in oracle.asked if prompt.startswith((WHERE_IS[0], "Write the 3D boxes")) and prompt not in taught]
+    assert not missing

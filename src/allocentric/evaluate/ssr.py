@@ -1,6 +1,7 @@
 """SSRs on rooms nobody trained on: how good are their maps and boxes, and what do the maps do for answers?
 
-For every room a model writes its map and its boxes, and the eight tasks of VSI-Bench are answered in six ways:
+For every room a model is asked for each category of object it knows, writes its map of what it found and the boxes of those
+categories, and the eight tasks of VSI-Bench are answered in six ways:
 
     model          it answers (with the notes it has learned to write)
     map first      it writes a map of what the question names, then answers
@@ -24,12 +25,24 @@ from jaxtyping import Float
 from allocentric.evaluate import statistics
 from allocentric.evaluate.answers import Row
 from allocentric.evaluate.rooms import MAX_NEW_TOKENS, constant_rows, numbered, prompt, room_questions, room_views, row_of
-from allocentric.graph.map_tasks import WRITE, AnswerWithMap, behind_map, map_graph, quality, read, write
+from allocentric.graph.map_tasks import (
+    NOTED,
+    WRITE,
+    AnswerWithMap,
+    behind_map,
+    map_graph,
+    noted,
+    noted_graph,
+    quality,
+    read,
+    where_is,
+    write,
+)
 from allocentric.graph.metrics import object_f1
 from allocentric.graph.programs import ask_graph
 from allocentric.graph.scene_graph import SceneGraph
 from allocentric.graph.text_boxes import (
-    DETECT_ALL,
+    DETECT,
     GlobalGrounding,
     boxes_from_first_camera,
     global_quality,
@@ -37,6 +50,7 @@ from allocentric.graph.text_boxes import (
 )
 from allocentric.models.scene import Scene, weights_id
 from allocentric.models.ssr import SSRForConditionalGeneration, SSRProcessor
+from allocentric.rooms import LABELS
 from allocentric.scenes import AnnotatedScene
 from allocentric.tasks import make_questions
 from allocentric.tasks.base import Question
@@ -48,6 +62,7 @@ from allocentric.train.ssr import TRAINED, finished, load_stage, smoke, stages_o
 HELD_OUT_SEED = 10_000_000  # training rooms start at 0
 WAYS = ("model", "map first", "exact map", "own map", "own boxes", "exact graph")
 FIRST_TOKENS = 256  # longest map of what a question names, with its answer
+LIST_TOKENS = 96  # longest list of all objects of one category
 MAP_NUMBERS = (
     "object_precision", "object_recall", "direction", "direction_placed", "position_rmse", "metric_rmse", "validity", "tokens",
 )  # fmt: skip
@@ -181,12 +196,16 @@ def ask_room(
     given = with_maps(asked, annotation, inside, np.random.default_rng([3, room]))
     first = with_maps(asked, annotation, outside, np.random.default_rng([3, room]))
     grounding = GlobalGrounding()
-    (written_map,) = answers([WRITE[form]], plan.longest)
+    found = dict(zip(LABELS, answers([where_is(label) for label in LABELS], min(LIST_TOKENS, plan.longest)), strict=True))
+    graph = noted_graph(found)
+    noticed = list(dict.fromkeys(o.label for o in graph.objects))
+    (written_map,) = answers([f"{WRITE[form]}\n{NOTED}\n{noted(graph)}"], plan.longest)
     return {
         "room": room,
+        "found": {label: found[label] for label in noticed},
         "map": written_map,
         "tokens": len(processor.tokenizer(written_map, add_special_tokens=False)["input_ids"]),
-        "boxes": answers([DETECT_ALL], plan.longest)[0],
+        "boxes": "\n".join(answers([DETECT.format(label) for label in noticed], min(LIST_TOKENS, plan.longest))),
         "grounding": answers([grounding.prompt(q) for q in descriptions(annotation, room, plan)], MAX_NEW_TOKENS),
         "model": answers([prompt(q) for q in asked], MAX_NEW_TOKENS),
         "exact map": _spread(answers([inside.prompt(q) for q in given if q], MAX_NEW_TOKENS), given),
@@ -312,7 +331,7 @@ def answer_rows(rows: Sequence[Mapping], way: str, asked: Sequence[Sequence[Ques
             graph = read(row["map"], form).graph()
         elif way == "own boxes":
             boxes = [box for box in parse_boxes(row["boxes"]).boxes if box.label]
-            graph = SceneGraph.from_boxes(boxes, first_seen=list(range(len(boxes))))  # written in order of appearance
+            graph = SceneGraph.from_boxes(boxes, first_seen=list(range(len(boxes))))  # categories were asked in that order
         elif way == "exact graph":
             graph = SceneGraph.from_scene(shards[row["room"]].scene)
         for i, question in enumerate(questions):

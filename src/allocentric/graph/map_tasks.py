@@ -2,9 +2,15 @@
 
 A map is written in one of two forms: "triplets" (`graph.triplets`, the default) or "grid", one 10 x 10 grid for the whole place.
 Axes and origin are those of the first camera, made level, so that right and ahead mean the same in the map and in the video.
+
+A small model asked for everything at once names what stands out, again and again; asked for one category it knows where to look,
+and that there is none. So it can be asked for each category it knows (`Whereabouts`), and write the map of what it said
+(`noted_graph`, `WriteMap` with `think`).
 """
 
+import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,7 +25,7 @@ from allocentric.graph.triplets import GRID, Node, Triplet, usable_triples
 from allocentric.scenes import AnnotatedScene
 from allocentric.tasks import VSI_TASKS
 from allocentric.tasks.base import Question, Task
-from allocentric.tasks.notes import behind, place_note
+from allocentric.tasks.notes import MOMENTS, behind, place_note
 
 FORMS = ("triplets", "grid")
 LEAST_SIDE = 0.1  # metres: smaller things are in no map
@@ -34,7 +40,10 @@ CONTINUE = "This is the beginning of the map of this place; some lines may be wr
 COMPLETE = "Fill in the missing place of this line of the map of this place."
 GIVEN = "This is the map of this place."
 FIRST = "First write a map of the objects that matter, then answer."
-PROMPTS = (*WRITE.values(), CONTINUE, COMPLETE, GIVEN, FIRST)
+NOTED = "These are the objects in it, with their places (x right, y forward, in meters)."
+WHERE_IS = ("Where is every", ", and at which of 16 moments is it first seen? Say none if there is none.")
+NONE = "none"
+PROMPTS = (*WRITE.values(), CONTINUE, COMPLETE, GIVEN, FIRST, NOTED, *WHERE_IS)
 
 # What a map of places can answer.
 MAP_QUESTIONS = (
@@ -48,6 +57,7 @@ MAP_QUESTIONS = (
 
 CELL = re.compile(r"\(\s*([0-9])\s*,\s*([0-9])\s*\)")
 GAP = "(?,?)"
+FOUND = re.compile(r"(-?\d+(?:\.\d+)?)\s+(-?\d+(?:\.\d+)?)\s+(\d+)\s*(?:,|$)")
 
 
 def map_graph(scene: AnnotatedScene) -> SceneGraph | None:
@@ -76,8 +86,25 @@ def nodes_of(graph: SceneGraph) -> list[Node]:
 
 
 def noted(graph: SceneGraph) -> str:
-    """Where each object of a map is, in the map's order: what is written down before the map, which then follows from it."""
-    return ", ".join(place_note(o.label, place) for o, place in zip(graph.objects, graph.points, strict=True))
+    """Where each object of a map is, in the map's order and by the names it has there: what the map then follows from."""
+    count = Counter(o.label for o in graph.objects)
+    names = [f"{o.label}.{o.instance}" if count[o.label] > 1 else o.label for o in graph.objects]
+    return ", ".join(place_note(name, place) for name, place in zip(names, graph.points, strict=True))
+
+
+def where_is(label: str) -> str:
+    """How a model is asked for all objects of one category."""
+    return f"{WHERE_IS[0]} {label}{WHERE_IS[1]}"
+
+
+def noted_graph(answers: Mapping[str, str], name: str = "") -> SceneGraph:
+    """What a model found of each category (label -> its answer to `where_is`), in order of first appearance."""
+    found = [
+        GraphObject(label, point=(float(x), float(y)), first_seen=int(moment))
+        for label, answer in answers.items()
+        for x, y, moment in FOUND.findall(answer)
+    ]
+    return SceneGraph.from_objects(name, sorted(found, key=lambda o: o.first_seen), viewpoint=(0.0, 0.0, 0.0, math.pi / 2))
 
 
 def write(graph: SceneGraph, form: str = "triplets", redundancy: int = 3) -> str:
@@ -163,7 +190,8 @@ class MapTask(Task):
     """What tasks on maps share. Only the text is asked and scored; `objects` stays empty.
 
     form    of maps.
-    think   answers that are maps stand behind notes of where things are (`noted`).
+    think   maps stand behind notes of where things are (`noted`): a whole map is asked with them, the map of what a question
+            names is answered with them.
     """
 
     def __init__(self, form: str = "triplets", redundancy: int = 3, think: bool = False):
@@ -174,12 +202,58 @@ class MapTask(Task):
     def write(self, graph: SceneGraph) -> str:
         return write(graph, self.form, self.redundancy)
 
-    def answer(self, graph: SceneGraph) -> str:
-        """The map as it is to be written: behind notes, if the task asks for them."""
-        return behind(noted(graph), "", self.write(graph)) if self.think else self.write(graph)
-
     def prompt(self, question: Question) -> str:
         return f"{question.text}\n{question.context}" if question.context else question.text
+
+
+class Whereabouts(Task):
+    """Where every object of one category is and when it appears (0 to 15), from left to right; "none" where the video shows none.
+
+    labels   that are asked for where there is none, two for each that is there.
+    Score: the F1 of the list, where an object counts as much as exp(-metres) to the true one that it fits best.
+    """
+
+    name = "whereabouts"
+
+    def __init__(self, labels: Sequence[str] = ()):
+        self.labels = tuple(labels)
+
+    def make(self, scene: AnnotatedScene, rng: np.random.Generator, limit: int = 1) -> list[Question]:
+        if (graph := map_graph(scene)) is None:
+            return []
+        there = rng.permutation(sorted({o.label for o in graph.objects})).tolist()
+        absent = rng.permutation(sorted(set(self.labels) - set(there))).tolist()
+        asked = []
+        while len(asked) < limit and (there or absent):
+            asked.append((there if there and (not absent or rng.random() < 1 / 3) else absent).pop())
+        last = max(len(scene.camera_to_world) - 1, 1)
+        return [Question(self.name, scene.name, where_is(label), (), self.answer(graph, label, last)) for label in asked]
+
+    def answer(self, graph: SceneGraph, label: str, last: int) -> str:
+        found = sorted((o for o in graph.objects if o.label == label), key=lambda o: o.xy)
+        moments = (round((o.first_seen or 0) * (MOMENTS - 1) / last) for o in found)
+        return ", ".join(f"{place_note(label, np.array(o.xy))} {moment}" for o, moment in zip(found, moments, strict=True)) or NONE
+
+    def prompt(self, question: Question) -> str:
+        return question.text
+
+    def parse(self, text: str) -> tuple[float, ...] | None:
+        """x, y, moment of each object, one after the other; empty for "none", None for neither."""
+        found = tuple(float(number) for place in FOUND.findall(text) for number in place)
+        return found or (() if text.strip().lower().startswith(NONE) else None)
+
+    def score(self, question: Question, prediction: str, profile: str = "official") -> float:
+        written, truth = self.parse(prediction), self.parse(question.answer)
+        if not written or not truth:
+            return float(written == truth)
+        left = [truth[i : i + 2] for i in range(0, len(truth), 3)]
+        worth = 0.0
+        for i in range(0, len(written), 3):
+            if left:
+                off = [math.dist(written[i : i + 2], place) for place in left]
+                worth += math.exp(-min(off))
+                left.pop(off.index(min(off)))
+        return 2 * worth / (len(written) / 3 + len(truth) / 3)
 
 
 class WriteMap(MapTask):
@@ -190,7 +264,12 @@ class WriteMap(MapTask):
     def make(self, scene: AnnotatedScene, rng: np.random.Generator, limit: int = 1) -> list[Question]:
         if limit < 1 or (graph := map_graph(scene)) is None:
             return []
-        return [Question(self.name, scene.name, WRITE[self.form], (), self.answer(graph))]
+        asked = WRITE[self.form]
+        return [Question(self.name, scene.name, asked, (), self.write(graph), context=self.notes(graph) if self.think else "")]
+
+    def notes(self, graph: SceneGraph) -> str:
+        """What is known of the place before its map is written, as the prompt says it."""
+        return f"{NOTED}\n{noted(graph)}"
 
     def parse(self, text: str) -> tuple[float, ...] | None:
         """x, y of each object, one after the other; None without any."""
@@ -318,7 +397,9 @@ class AnswerWithMap(MapTask):
         others = [i for i, o in enumerate(graph.objects) if o.label not in question.objects]
         kept = set(rng.permutation(others)[: max(DISTRACTORS, 3 - len(graph.objects) + len(others))].tolist())
         matter = [o for i, o in enumerate(graph.objects) if o.label in question.objects or i in kept]
-        return replace(plain, answer=f"{self.answer(with_objects(graph, matter))}\n{question.answer}")
+        graph = with_objects(graph, matter)
+        written = behind(noted(graph), "", self.write(graph)) if self.think else self.write(graph)
+        return replace(plain, answer=f"{written}\n{question.answer}")
 
     def prompt(self, question: Question) -> str:
         wording = self._task(question).prompt(self._plain(question))
@@ -347,9 +428,12 @@ def behind_map(text: str) -> str:
     return "" if OPEN in text else text.strip()
 
 
-def map_tasks(form: str = "triplets", redundancy: int = 3, think: bool = False) -> dict[str, Task]:
-    """The tasks of this file by name."""
+def map_tasks(
+    form: str = "triplets", redundancy: int = 3, think: bool = False, labels: Sequence[str] = ()
+) -> dict[str, Task]:
+    """The tasks of this file by name; `labels` are the categories that may be asked for in vain."""
     tasks = (
+        Whereabouts(labels),
         WriteMap(form, redundancy, think),
         ContinueMap(form, redundancy),
         CompleteMap(form, redundancy),

@@ -124,12 +124,15 @@ class GlobalGrounding(Task):
 
 
 class GlobalDetection(Task):
-    """Boxes of all objects that the video shows, or of all of one category, in order of appearance. Score: F1 at an IoU of 0.25."""
+    """Boxes of all objects that the video shows, or of all of one category, in order of appearance. Score: F1 at an IoU of 0.25.
+
+    whole   share of scenes whose whole list is asked for first: at a half, as often as all categories together.
+    """
 
     name = "global_detection"
 
-    def __init__(self, decimals: int = DECIMALS, frames: bool = True):
-        self.decimals, self.frames = decimals, frames
+    def __init__(self, decimals: int = DECIMALS, frames: bool = True, whole: float = 0.5):
+        self.decimals, self.frames, self.whole = decimals, frames, whole
 
     def make(self, scene: AnnotatedScene, rng: np.random.Generator, limit: int = 1) -> list[Question]:
         shown = np.flatnonzero(seen(scene)).tolist()
@@ -144,8 +147,7 @@ class GlobalDetection(Task):
         asked += [
             (DETECT.format(label), [i for i in shown if scene.objects[i].label == label]) for label in rng.permutation(labels)
         ]
-        # the whole list is asked for as often as all categories together
-        order = [0, *range(1, len(asked))] if rng.random() < 0.5 else [*range(1, len(asked)), 0]
+        order = [0, *range(1, len(asked))] if rng.random() < self.whole else [*range(1, len(asked)), 0]
         return [
             Question(
                 self.name, scene.name, text, (), "\n".join(write_box(boxes[i], best[i], self.decimals) for i in some),
@@ -170,9 +172,9 @@ def global_prompt(description: str) -> str:
     return f"{description}\n{WHERE}"
 
 
-def box_tasks(decimals: int = DECIMALS, frames: bool = True) -> dict[str, Task]:
+def box_tasks(decimals: int = DECIMALS, frames: bool = True, whole: float = 0.5) -> dict[str, Task]:
     """The tasks of this file by name."""
-    return {task.name: task for task in (GlobalGrounding(decimals, frames), GlobalDetection(decimals, frames))}
+    return {task.name: task for task in (GlobalGrounding(decimals, frames), GlobalDetection(decimals, frames, whole))}
 
 
 def global_quality(found: Mapping[str, Sequence[Box3D | None]], true: Mapping[str, Sequence[Box3D]]) -> dict[str, dict[str, float]]:

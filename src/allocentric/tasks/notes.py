@@ -35,7 +35,7 @@ SAID = {
     "back-left": -3 * math.pi / 4,
     "back-right": 3 * math.pi / 4,
 }
-PLACE = re.compile(r"([^\W\d][^,]*?) (-?\d+\.\d) (-?\d+\.\d)(?:, |$)")
+PLACE = re.compile(r"([^\W\d][^,]*?)(?:\.\d+)? (-?\d+\.\d) (-?\d+\.\d)(?:, |$)")
 
 
 def with_notes(scene: AnnotatedScene, question: Question) -> str:
@@ -159,7 +159,7 @@ def place_note(label: str, place: Float[np.ndarray, "2"]) -> str:
 
 
 def noted_places(written: str) -> list[tuple[str, tuple[float, float]]]:
-    """What notes say is where, in their order: (label, (metres right, metres ahead of the first camera))."""
+    """What notes say is where, in their order: (label, (metres right, metres ahead of the first camera)). "chair.2" is a chair."""
     return [(label, (float(x), float(y))) for label, x, y in PLACE.findall(written.split(";")[0].strip())]
 
 

@@ -23,6 +23,7 @@ from allocentric.model import NANO
 from allocentric.models.processor import SpatialMLLMProcessor
 from allocentric.models.spatial_mllm import load_spatial_mllm
 from allocentric.models.ssr import GEOMETRY_END, GEOMETRY_START, SSRConfig, SSRForConditionalGeneration, SSRProcessor
+from allocentric.rooms import LABELS
 from allocentric.tasks import TRAINING_TASKS
 from allocentric.tasks.base import Task
 from allocentric.train import run
@@ -161,9 +162,11 @@ def start_tokens(model: SSRForConditionalGeneration, pieces: Mapping[int, list[i
 
 
 def tasks_of(recipe: SSRTraining, variant: str, stage: SFTStage) -> dict[str, tuple[Task, float]]:
-    """The tasks of a stage with their weights; maps are in the variant's form, and behind notes if the stage thinks."""
-    known = TRAINING_TASKS | map_tasks.map_tasks(recipe.variants[variant].maps, recipe.redundancy, stage.think)
-    known |= text_boxes.box_tasks(recipe.decimals)
+    """The tasks of a stage with their weights; maps are in the variant's form. A stage that thinks writes them behind notes, and is
+    asked for boxes of a whole room category by category.
+    """
+    known = TRAINING_TASKS | map_tasks.map_tasks(recipe.variants[variant].maps, recipe.redundancy, stage.think, LABELS)
+    known |= text_boxes.box_tasks(recipe.decimals, whole=0.0 if stage.think else 0.5)
     if unknown := sorted(stage.tasks.keys() - known.keys()):
         raise ValueError(f"tasks: found {unknown}, expected some of {sorted(known)}")
     if stage.bare:
