@@ -6,15 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from allocentric.answer import END_THINK, THINK
+from allocentric.answer import END_THINK, THINK, split_notes
 from allocentric.graph.grammar import CLOSE, OPEN, parse_map
 from allocentric.graph.grid import GridMap, grid_map, parse_grid, write_grid
 from allocentric.graph.map_tasks import (
     CELL,
     GAP,
     MAP_QUESTIONS,
-    NONE,
-    WHERE_IS,
     WRITE,
     AnswerWithMap,
     CompleteMap,
@@ -37,6 +35,7 @@ from allocentric.graph.map_tasks import (
 )
 from allocentric.graph.programs import ask_graph
 from allocentric.rooms import LABELS
+from allocentric.tasks import VSI_TASKS
 from allocentric.tasks.base import Question
 from allocentric.tasks.notes import noted_places, notes, places
 
@@ -145,43 +144,52 @@ def test_notes_before_a_map_say_where_its_objects_are(scene, graph):
         assert len(noted_places(written.removeprefix(THINK))) == len(read(found).layout.nodes)
 
 
+def named(question: Question) -> str:
+    return re.fullmatch(r"How many (.+)\(s\) are in this room\?", question.text)[1]
+
+
 def test_whereabouts_are_asked_of_what_is_there_and_of_what_is_not(scene, graph):
     task, labels = Whereabouts((*LABELS, "unicorn")), {o.label for o in graph.objects}
     made = task.make(scene, np.random.default_rng(0), 1000)
-    asked = {q.text.removeprefix(WHERE_IS[0] + " ").removesuffix(WHERE_IS[1]): q for q in made}
+    asked = {named(q): q for q in made}
     assert set(asked) == {*LABELS, "unicorn"} and len(made) == len(asked)
-    assert {label for label, q in asked.items() if q.answer != NONE} == labels
-    assert asked["unicorn"].answer == NONE
+    assert {label for label, q in asked.items() if q.answer != "0"} == labels
     for label in labels:
-        xs = task.parse(asked[label].answer)[::3]
-        assert len(xs) == sum(o.label == label for o in graph.objects) and list(xs) == sorted(xs)
+        written, count = split_notes(asked[label].answer)
+        xs, moments = [x for _, (x, _) in noted_places(written)], written.partition(";")[2].split()
+        there = sorted((o for o in graph.objects if o.label == label), key=lambda o: o.xy)
+        assert len(xs) == len(moments) == len(there) == int(count) and xs == sorted(xs)
+        frames = len(scene.camera_to_world) - 1
+        assert [int(moment) for moment in moments] == [round(o.first_seen * 15 / frames) for o in there]
     some = [q for seed in range(20) for q in task.make(scene, np.random.default_rng(seed), 6)]
-    share = np.mean([q.answer != NONE for q in some])
-    assert 0.2 < share < 0.5
-    assert all(q.answer != NONE for q in Whereabouts().make(scene, np.random.default_rng(0), 1000))
+    assert 0.2 < np.mean([q.answer != "0" for q in some]) < 0.5
+    assert all(q.answer != "0" for q in Whereabouts().make(scene, np.random.default_rng(0), 1000))
+    counting = VSI_TASKS["object_counting"]
+    assert task.prompt(asked["bed"]) == counting.prompt(where_is("bed"))
+    for question in counting.make(scene, np.random.default_rng(0), 9):  # the benchmark's own questions are among them
+        assert counting.prompt(question) in {task.prompt(q) for q in made}
 
 
-def test_the_graph_of_what_was_found_is_that_of_the_room(scene, graph):
+def test_the_graph_of_what_was_noted_is_that_of_the_room(scene, graph):
     made = Whereabouts(LABELS).make(scene, np.random.default_rng(0), 1000)
-    found = noted_graph({q.text.removeprefix(WHERE_IS[0] + " ").removesuffix(WHERE_IS[1]): q.answer for q in made})
-    assert sorted(found.names) == sorted(graph.names) and np.ptp([o.first_seen for o in found.objects]) > 0
+    found = noted_graph(split_notes(q.answer)[0] for q in made)
+    assert sorted(found.names) == sorted(graph.names)
     moments = [o.first_seen for o in found.objects]
-    assert moments == sorted(moments)
+    assert moments == sorted(moments) and moments[0] < moments[-1]
     rounded = np.round(graph.points.astype(float), 1) + 0.0
     where = {(o.label, *place) for o, place in zip(graph.objects, rounded.tolist(), strict=True)}
     assert {(o.label, *o.xy) for o in found.objects} == where
-    assert noted_graph({"bed": "none", "sofa": "I do not know"}).objects == ()
+    assert noted_graph(["", "I do not know"]).objects == ()
+    some = noted_graph(["bed 1.0 2.0, bed 2.0 2.0; 4", "sofa 0.0 1.0; 3 9 9"])  # moments that are missing or too many
+    assert [(o.label, o.first_seen) for o in some.objects] == [("bed", 0), ("sofa", 3), ("bed", 4)]
 
 
-def test_whereabouts_are_worth_as_much_as_they_are_near(scene):
+def test_whereabouts_are_worth_what_counts_are():
     task = Whereabouts()
-    question = Question("whereabouts", "room", where_is("chair"), (), "chair -1.0 2.0 3, chair 1.0 2.0 4")
-    score = lambda text: task.score(question, text)  # noqa: E731
-    assert score("chair -1.0 2.0 0, chair 1.0 2.0 9") == 1
-    assert 0.6 < score("chair -1.0 2.0 3") == pytest.approx(2 / 3) and score("chair -1.0 2.5 3, chair 1.0 2.0 4") < 1
-    assert score("none") == score("chair") == 0 and score("chair -1.0 2.0 3, " * 4 + "chair 1.0 2.0 4") < 0.7
-    nothing = replace(question, answer="none")
-    assert task.score(nothing, "None.") == 1 and task.score(nothing, "chair 1.0 2.0 4") == 0
+    question = replace(where_is("chair"), task="whereabouts", answer=f"{THINK}chair -1.0 2.0, chair 1.0 2.0; 3 4{END_THINK}2")
+    assert task.score(question, "2") == task.score(question, question.answer) == 1 and task.score(question, "0") == 0
+    nothing = replace(question, answer="0")
+    assert task.score(nothing, "0") == 1 and task.score(nothing, question.answer) == 0 and task.score(nothing, "what?") == 0
 
 
 def test_a_map_is_continued_by_its_next_line(scene, graph):

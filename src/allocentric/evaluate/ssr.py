@@ -196,13 +196,13 @@ def ask_room(
     given = with_maps(asked, annotation, inside, np.random.default_rng([3, room]))
     first = with_maps(asked, annotation, outside, np.random.default_rng([3, room]))
     grounding = GlobalGrounding()
-    found = dict(zip(LABELS, answers([where_is(label) for label in LABELS], min(LIST_TOKENS, plan.longest)), strict=True))
+    found = [answer.notes for answer in scene.ask([prompt(where_is(label)) for label in LABELS], min(LIST_TOKENS, plan.longest))]
     graph = noted_graph(found)
     noticed = list(dict.fromkeys(o.label for o in graph.objects))
     (written_map,) = answers([f"{WRITE[form]}\n{NOTED}\n{noted(graph)}"], plan.longest)
     return {
         "room": room,
-        "found": {label: found[label] for label in noticed},
+        "found": [notes for notes in found if notes],
         "map": written_map,
         "tokens": len(processor.tokenizer(written_map, add_special_tokens=False)["input_ids"]),
         "boxes": "\n".join(answers([DETECT.format(label) for label in noticed], min(LIST_TOKENS, plan.longest))),

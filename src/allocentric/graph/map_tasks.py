@@ -4,18 +4,20 @@ A map is written in one of two forms: "triplets" (`graph.triplets`, the default)
 Axes and origin are those of the first camera, made level, so that right and ahead mean the same in the map and in the video.
 
 A small model asked for everything at once names what stands out, again and again; asked for one category it knows where to look,
-and that there is none. So it can be asked for each category it knows (`Whereabouts`), and write the map of what it said
+and that there is none. So it can be asked to count each category it knows (`Whereabouts`), and write the map of what it noted
 (`noted_graph`, `WriteMap` with `think`).
 """
 
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, repeat
 
 import numpy as np
 
+from allocentric.answer import split_notes
 from allocentric.graph.grammar import CLOSE, OPEN, clean_label, parse_map, write_map
 from allocentric.graph.grid import grid_map, parse_grid, write_grid
 from allocentric.graph.metrics import map_quality, position_rmse
@@ -25,7 +27,7 @@ from allocentric.graph.triplets import GRID, Node, Triplet, usable_triples
 from allocentric.scenes import AnnotatedScene
 from allocentric.tasks import VSI_TASKS
 from allocentric.tasks.base import Question, Task
-from allocentric.tasks.notes import MOMENTS, behind, place_note
+from allocentric.tasks.notes import MOMENTS, behind, noted_places, place_note
 
 FORMS = ("triplets", "grid")
 LEAST_SIDE = 0.1  # metres: smaller things are in no map
@@ -41,9 +43,8 @@ COMPLETE = "Fill in the missing place of this line of the map of this place."
 GIVEN = "This is the map of this place."
 FIRST = "First write a map of the objects that matter, then answer."
 NOTED = "These are the objects in it, with their places (x right, y forward, in meters)."
-WHERE_IS = ("Where is every", ", and at which of 16 moments is it first seen? Say none if there is none.")
-NONE = "none"
-PROMPTS = (*WRITE.values(), CONTINUE, COMPLETE, GIVEN, FIRST, NOTED, *WHERE_IS)
+PROMPTS = (*WRITE.values(), CONTINUE, COMPLETE, GIVEN, FIRST, NOTED)
+COUNTING = VSI_TASKS["object_counting"]
 
 # What a map of places can answer.
 MAP_QUESTIONS = (
@@ -57,7 +58,6 @@ MAP_QUESTIONS = (
 
 CELL = re.compile(r"\(\s*([0-9])\s*,\s*([0-9])\s*\)")
 GAP = "(?,?)"
-FOUND = re.compile(r"(-?\d+(?:\.\d+)?)\s+(-?\d+(?:\.\d+)?)\s+(\d+)\s*(?:,|$)")
 
 
 def map_graph(scene: AnnotatedScene) -> SceneGraph | None:
@@ -92,18 +92,27 @@ def noted(graph: SceneGraph) -> str:
     return ", ".join(place_note(name, place) for name, place in zip(names, graph.points, strict=True))
 
 
-def where_is(label: str) -> str:
-    """How a model is asked for all objects of one category."""
-    return f"{WHERE_IS[0]} {label}{WHERE_IS[1]}"
+def where_is(label: str) -> Question:
+    """How a model is asked for all objects of one category: in the words of VSI-Bench, which ask how many there are."""
+    return Question(COUNTING.name, "", f"How many {label}(s) are in this room?", (), "", (label,))
 
 
-def noted_graph(answers: Mapping[str, str], name: str = "") -> SceneGraph:
-    """What a model found of each category (label -> its answer to `where_is`), in order of first appearance."""
-    found = [
-        GraphObject(label, point=(float(x), float(y)), first_seen=int(moment))
-        for label, answer in answers.items()
-        for x, y, moment in FOUND.findall(answer)
-    ]
+def found_notes(label: str, objects: Sequence[GraphObject], last: int) -> str:
+    """Where the objects of a category are, from left to right, and the moments (0 to 15) at which they first appear:
+    "chair -1.2 3.4, chair 0.8 2.0; 5 0". `last` is the number of the last frame.
+    """
+    found = sorted(objects, key=lambda o: o.xy)
+    moments = [str(round((o.first_seen or 0) * (MOMENTS - 1) / max(last, 1))) for o in found]
+    return f"{', '.join(place_note(label, np.array(o.xy)) for o in found)}; {' '.join(moments)}"
+
+
+def noted_graph(notes: Iterable[str], name: str = "") -> SceneGraph:
+    """What a model noted of one category after the other (`found_notes`), in order of first appearance."""
+    found = []
+    for written in notes:
+        moments = [int(moment) for moment in re.findall(r"\d{1,3}", written.partition(";")[2])]
+        for (label, place), first in zip(noted_places(written), chain(moments, repeat(0)), strict=False):
+            found.append(GraphObject(label, point=place, first_seen=first))
     return SceneGraph.from_objects(name, sorted(found, key=lambda o: o.first_seen), viewpoint=(0.0, 0.0, 0.0, math.pi / 2))
 
 
@@ -207,10 +216,10 @@ class MapTask(Task):
 
 
 class Whereabouts(Task):
-    """Where every object of one category is and when it appears (0 to 15), from left to right; "none" where the video shows none.
+    """How many there are of a category, behind notes of their places and first moments (`found_notes`); also of what is there once
+    or not at all.
 
     labels   that are asked for where there is none, two for each that is there.
-    Score: the F1 of the list, where an object counts as much as exp(-metres) to the true one that it fits best.
     """
 
     name = "whereabouts"
@@ -223,37 +232,27 @@ class Whereabouts(Task):
             return []
         there = rng.permutation(sorted({o.label for o in graph.objects})).tolist()
         absent = rng.permutation(sorted(set(self.labels) - set(there))).tolist()
-        asked = []
-        while len(asked) < limit and (there or absent):
-            asked.append((there if there and (not absent or rng.random() < 1 / 3) else absent).pop())
-        last = max(len(scene.camera_to_world) - 1, 1)
-        return [Question(self.name, scene.name, where_is(label), (), self.answer(graph, label, last)) for label in asked]
-
-    def answer(self, graph: SceneGraph, label: str, last: int) -> str:
-        found = sorted((o for o in graph.objects if o.label == label), key=lambda o: o.xy)
-        moments = (round((o.first_seen or 0) * (MOMENTS - 1) / last) for o in found)
-        return ", ".join(f"{place_note(label, np.array(o.xy))} {moment}" for o, moment in zip(found, moments, strict=True)) or NONE
+        questions, last = [], len(scene.camera_to_world) - 1
+        while len(questions) < limit and (there or absent):
+            label = (there if there and (not absent or rng.random() < 1 / 3) else absent).pop()
+            found = [o for o in graph.objects if o.label == label]
+            answer = behind(found_notes(label, found, last), "", str(len(found))) if found else "0"
+            questions.append(replace(where_is(label), task=self.name, scene=scene.name, answer=answer, objects=()))
+        return questions
 
     def prompt(self, question: Question) -> str:
-        return question.text
+        return COUNTING.prompt(replace(question, task=COUNTING.name))
 
-    def parse(self, text: str) -> tuple[float, ...] | None:
-        """x, y, moment of each object, one after the other; empty for "none", None for neither."""
-        found = tuple(float(number) for place in FOUND.findall(text) for number in place)
-        return found or (() if text.strip().lower().startswith(NONE) else None)
+    def parse(self, text: str) -> float | None:
+        """How many there are."""
+        return COUNTING.parse(split_notes(text)[1])
 
     def score(self, question: Question, prediction: str, profile: str = "official") -> float:
-        written, truth = self.parse(prediction), self.parse(question.answer)
-        if not written or not truth:
-            return float(written == truth)
-        left = [truth[i : i + 2] for i in range(0, len(truth), 3)]
-        worth = 0.0
-        for i in range(0, len(written), 3):
-            if left:
-                off = [math.dist(written[i : i + 2], place) for place in left]
-                worth += math.exp(-min(off))
-                left.pop(off.index(min(off)))
-        return 2 * worth / (len(written) / 3 + len(truth) / 3)
+        """As for counts of VSI-Bench where there are any; that there are none is right or wrong."""
+        true, said = split_notes(question.answer)[1], split_notes(prediction)[1]
+        if true == "0":
+            return float(self.parse(prediction) == 0)
+        return COUNTING.score(replace(question, task=COUNTING.name, answer=true), said, profile)
 
 
 class WriteMap(MapTask):
