@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from allocentric import cli, load
 from allocentric.answer import Answer, split_notes
@@ -335,6 +336,37 @@ def test_features_of_a_finished_nano_run_are_used(run, recipe, tmp_path):
         start_model(str(out), "A")
 
 
+def test_a_map_of_a_video_is_what_the_model_writes(run, shards, tmp_path, monkeypatch, capsys):
+    """It is asked for every category, then for the map of what it noted; a model that writes none is said to."""
+    _, out = run
+    graph = map_graph(shards[0].scene)
+    asked, replies = [], {True: write(graph, redundancy=2), False: ""}
+
+    def answer(self, questions, most):
+        asked.extend(questions)
+        maps = [question.startswith(WRITE["triplets"]) for question in questions]
+        return [replace(_said(replies[is_map]), notes="" if is_map else "bed 1.0 2.0; 3") for is_map in maps]
+
+    monkeypatch.setattr(Scene, "_answer", answer)
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    for i, frame in enumerate(shards[0].frames):
+        Image.fromarray(frame).save(frames / f"{i}.png")
+    command = ["map", str(frames), "--model", str(out / "A" / "reasoning"), "--frames", "4", "--json"]
+    cli.main(command)
+    found = json.loads(capsys.readouterr().out)
+    assert sorted(o["label"] for o in found["objects"]) == sorted(o.label for o in graph.objects)
+    assert len(asked) == len(LABELS) + 1 and asked[-1].endswith(", ".join(f"bed.{i + 1} 1.0 2.0" for i in range(len(LABELS))))
+    asked.clear()
+    cli.main([*command, "--labels", "bed", "sofa"])
+    assert len(asked) == 3 and "How many bed(s)" in asked[0] and "How many sofa(s)" in asked[1]
+    replies[True] = "What map?"
+    for wrong, expected in ((command, "found no map in what the model wrote"), ([*command, "--detector", "x"], "found both")):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(wrong)
+        assert stop.value.code == 2 and expected in capsys.readouterr().err
+
+
 def test_boxes_are_found_without_proposals(run, shards, tmp_path, monkeypatch):
     """The model writes them; in posed captures they come out in the world. One that writes nothing is said to."""
     _, out = run
@@ -376,7 +408,7 @@ def test_global_grounding_by_command(run, tmp_path, capsys):
     assert stop.value.code == 2 and "--global: found no --model" in capsys.readouterr().err
 
 
-class Oracle:
+class Oracle(Scene):
     """Answers what it was taught to, to the letter, and keeps what it was asked."""
 
     def __init__(self, taught: dict[str, str]):

@@ -80,22 +80,31 @@ def ask(
 
 
 def map_(
-    source: Annotated[Positional[Path], arg(help="an annotated scene, a posed RGB-D capture, a saved graph or a written map")],
+    source: Annotated[
+        Positional[Path], arg(help="an annotated scene, a posed RGB-D capture, a saved graph or map; with --model any video")
+    ],
     json: Annotated[bool, arg(help="print the graph as JSON, and nothing else")] = False,
     html: Annotated[Path | None, arg(help="write a self-contained page there")] = None,
     png: Annotated[Path | None, arg(help="write a picture there")] = None,
     detector: Detector = None,
-    labels: Labels = (),
-    frames: Annotated[int | None, arg(help="how many frames of a capture to look at; default: all")] = None,
+    model: Annotated[str | None, arg(help="folder or hub id of an SSR, which looks and writes the map; no detector then")] = None,
+    labels: Annotated[
+        tuple[str, ...], arg(help="as of --detector; with --model, categories it is asked for (default: those of procedural rooms)")
+    ] = (),
+    frames: Annotated[int | None, arg(help="how many frames of a capture to look at; default: all, 16 with --model")] = None,
     scene: Annotated[str | None, arg(help="which scene, in an annotation file of many")] = None,
 ) -> None:
     """Draw the metric map of a place: objects, floor, free space and area.
 
     allo map room/ --png room.png        allo map kitchen/ --detector DETECTOR --html kitchen.html
+    allo map room.mp4 --model out/ssr_nano/A/reasoning --png room.png
     """
     from allocentric.view.map import COLUMNS, heading, map_page, map_picture, object_rows
 
-    mapped = _map(source, detector, labels, frames, scene)
+    if model is not None:
+        mapped = _map_by_model(source, model, labels, frames, detector)
+    else:
+        mapped = _map(source, detector, labels, frames, scene)
     if html or png:
         poses = None if mapped.views is None else mapped.views.camera_to_world.numpy()
         picture = map_picture(mapped.graph, mapped.plan, poses)
@@ -480,6 +489,20 @@ def _map(source: Path, detector: str | None, labels: tuple[str, ...], frames: in
 
     show_progress("map", steps())
     return result
+
+
+def _map_by_model(source: Path, model: str, labels: tuple[str, ...], frames: int | None, detector: str | None):
+    """The map that an SSR writes of what it sees."""
+    if detector is not None:
+        raise ValueError("--model, --detector: found both, expected one: either a model writes the map, or detections are lifted")
+    from allocentric.graph.source import map_by_model
+    from allocentric.rooms import LABELS
+
+    _must_exist(source)
+    with console.status("loading the model"):
+        loaded = _load(model)
+    with console.status(f"looking at {source}"):
+        return map_by_model(loaded.watch(source, frames or 16), labels or LABELS, source.name)
 
 
 def _print_graph_answers(source: Path, maps: list, questions: tuple[str, ...], as_json: bool, by_model=(), name: str = "") -> None:

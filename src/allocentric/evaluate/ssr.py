@@ -25,22 +25,11 @@ from jaxtyping import Float
 from allocentric.evaluate import statistics
 from allocentric.evaluate.answers import Row
 from allocentric.evaluate.rooms import MAX_NEW_TOKENS, constant_rows, numbered, prompt, room_questions, room_views, row_of
-from allocentric.graph.map_tasks import (
-    NOTED,
-    WRITE,
-    AnswerWithMap,
-    behind_map,
-    map_graph,
-    noted,
-    noted_graph,
-    quality,
-    read,
-    where_is,
-    write,
-)
+from allocentric.graph.map_tasks import AnswerWithMap, behind_map, map_graph, noted_graph, quality, read, write
 from allocentric.graph.metrics import object_f1
 from allocentric.graph.programs import ask_graph
 from allocentric.graph.scene_graph import SceneGraph
+from allocentric.graph.source import LIST_TOKENS, ask_for_map
 from allocentric.graph.text_boxes import (
     DETECT,
     GlobalGrounding,
@@ -62,7 +51,6 @@ from allocentric.train.ssr import TRAINED, finished, load_stage, smoke, stages_o
 HELD_OUT_SEED = 10_000_000  # training rooms start at 0
 WAYS = ("model", "map first", "exact map", "own map", "own boxes", "exact graph")
 FIRST_TOKENS = 256  # longest map of what a question names, with its answer
-LIST_TOKENS = 96  # longest list of all objects of one category
 MAP_NUMBERS = (
     "object_precision", "object_recall", "direction", "direction_placed", "position_rmse", "metric_rmse", "validity", "tokens",
 )  # fmt: skip
@@ -196,10 +184,8 @@ def ask_room(
     given = with_maps(asked, annotation, inside, np.random.default_rng([3, room]))
     first = with_maps(asked, annotation, outside, np.random.default_rng([3, room]))
     grounding = GlobalGrounding()
-    found = [answer.notes for answer in scene.ask([prompt(where_is(label)) for label in LABELS], min(LIST_TOKENS, plan.longest))]
-    graph = noted_graph(found)
-    noticed = list(dict.fromkeys(o.label for o in graph.objects))
-    (written_map,) = answers([f"{WRITE[form]}\n{NOTED}\n{noted(graph)}"], plan.longest)
+    found, written_map = ask_for_map(scene, LABELS, form, plan.longest)
+    noticed = list(dict.fromkeys(o.label for o in noted_graph(found).objects))
     return {
         "room": room,
         "found": [notes for notes in found if notes],

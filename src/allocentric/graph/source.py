@@ -1,7 +1,7 @@
 """Where a scene graph comes from: an annotated scene, a saved graph, a written map, a capture with a detector, a model's notes."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -9,11 +9,15 @@ from pathlib import Path
 from allocentric.graph.floor_plan import FloorPlan, floor_plan, leveled
 from allocentric.graph.grammar import parse_map
 from allocentric.graph.lift import Detector, lift_steps
+from allocentric.graph.map_tasks import COUNTING, NOTED, WRITE, noted, noted_graph, read, where_is
 from allocentric.graph.scene_graph import GraphObject, SceneGraph
+from allocentric.models.scene import Scene
 from allocentric.readers import layout_of, open_scene, open_views
 from allocentric.readers.annotated import MANY, ONE
 from allocentric.tasks.notes import noted_places
 from allocentric.views import Views
+
+LIST_TOKENS = 96  # longest list of all objects of one category
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,27 @@ def graph_of_notes(written: str, name: str = "") -> SceneGraph:
     """
     objects = [GraphObject(label, point=place) for label, place in noted_places(written)]
     return SceneGraph.from_objects(name, objects, viewpoint=(0.0, 0.0, 0.0, math.pi / 2))
+
+
+def ask_for_map(scene: Scene, labels: Sequence[str], form: str = "triplets", longest: int = 1024) -> tuple[list[str], str]:
+    """What a model that has learned to write maps (SSR) notes of each category of object, and the map that it writes of that.
+
+    labels    categories it is asked for; those it does not know it makes up.
+    longest   tokens that the map may take.
+    """
+    counts = scene.ask([COUNTING.prompt(where_is(label)) for label in labels], min(LIST_TOKENS, longest))
+    found = [answer.notes for answer in counts]
+    return found, scene.ask([f"{WRITE[form]}\n{NOTED}\n{noted(noted_graph(found))}"], longest)[0].text
+
+
+def map_by_model(scene: Scene, labels: Sequence[str], name: str = "") -> Mapped:
+    """The map that a model writes of a place, put together (`graph.solve`): places in metres, no boxes, floor or area."""
+    _, text = ask_for_map(scene, labels)
+    written = read(text)
+    if not written.triplets:
+        raise ValueError(f"{name}: found no map in what the model wrote ({text[:60]!r}), expected the weights of an SSR")
+    dropped = f", {written.n_bad} of {written.n_lines} lines dropped" if written.n_bad else ""
+    return Mapped(written.graph(name), f"written by the model, {len(written.triplets)} triplets{dropped}")
 
 
 def _read(path: Path, scene: str | None) -> Mapped | None:
