@@ -13,7 +13,6 @@ from allocentric.graph.map_tasks import (
     CELL,
     GAP,
     MAP_QUESTIONS,
-    WRITE,
     AnswerWithMap,
     CompleteMap,
     ContinueMap,
@@ -22,9 +21,13 @@ from allocentric.graph.map_tasks import (
     behind_map,
     corrupt,
     line_score,
+    lines_to_ask,
     map_graph,
     map_lines,
+    map_lines_of,
+    map_of_lines,
     map_tasks,
+    names_in_map,
     nodes_of,
     noted,
     noted_graph,
@@ -126,22 +129,40 @@ def test_every_task_asks_and_knows_its_answer(shards, form, think):
 
 
 def test_notes_before_a_map_say_where_its_objects_are(scene, graph):
-    rng = np.random.default_rng(0)
-    (plain,), (question,) = (WriteMap("triplets", 2, think).make(scene, rng) for think in (False, True))
-    assert question.answer == plain.answer and plain.context == ""
-    prompt = WriteMap("triplets", 2, True).prompt(question)
-    written = prompt.splitlines()[-1]
-    assert prompt.startswith(WRITE["triplets"]) and written == noted(graph)
+    written = noted(graph)
     labels, places = zip(*noted_places(written), strict=True)
     assert labels == tuple(o.label for o in graph.objects)
     assert np.abs(np.array(places) - graph.points).max() < 0.051
     named = [name.rsplit(" ", 2)[0] for name in written.split(", ")]
-    assert len(set(named)) == len(graph.objects), "objects of a kind are told apart as in the map"
-    in_map = set(re.findall(r"([a-z][a-z -]*(?:\.\d+)?)\(", question.answer.replace(" r=", "")))
-    assert {name.strip() for name in in_map} == set(named)
-    for first in AnswerWithMap("out", "triplets", 2, True).make(scene, rng, 5):
+    assert named == names_in_map(graph) and len(set(named)) == len(graph.objects), "objects of a kind are told apart as in the map"
+    for first in AnswerWithMap("out", "triplets", 2, True).make(scene, np.random.default_rng(0), 5):
         written, found = first.answer.split(END_THINK)
         assert len(noted_places(written.removeprefix(THINK))) == len(read(found).layout.nodes)
+
+
+@pytest.mark.parametrize("form", ["triplets", "grid"])
+def test_a_map_asked_for_line_by_line_is_that_of_its_places(graph, form):
+    """Every line asked for is answered as `MapLine` teaches; together they are as good as the map written at once."""
+    asked = lines_to_ask(graph, form, 2)
+    triples = [
+        [names_in_map(graph).index(name.rsplit(" ", 2)[0]) for name in prompt.splitlines()[1].split(";")[0].split(", ")]
+        for prompt in asked
+    ]
+    lines = map_lines_of(graph, form, triples)
+    assert [line.prompt for line in lines] == asked
+    text = map_of_lines([line.answer for line in lines], graph, form)
+    good = quality(text, graph, form)
+    assert good["object_precision"] == good["object_recall"] == good["validity"] == 1
+    at_once = quality(write(graph, form, 2), graph, form)
+    assert good["direction"] > at_once["direction"] - 0.05 and good["metric_rmse"] < at_once["metric_rmse"] + 0.05
+    for line in lines:  # what is worked out first are metres from the corner, of which cells are tenths of the extent
+        metres = np.array(line.worked.split(), dtype=float).reshape(-1, 2)
+        cells = np.array([cell for cell in CELL.findall(line.answer)], dtype=float)
+        extent = float(re.search(r"r=([0-9.]+)", line.answer)[1] if form == "triplets" else line.prompt.split()[-1])
+        moved = cells - 10 * metres / extent
+        assert metres.min() >= 0 and np.ptp(moved, axis=0).max() < 2.01, (line, "one shift for all")
+    assert map_of_lines([], graph, form) == f"{OPEN}\n{CLOSE}" and lines_to_ask(noted_graph([]), form) == []
+    assert quality(map_of_lines(["what?"] * len(asked), graph, form), graph, form)["object_recall"] == 0
 
 
 def named(question: Question) -> str:

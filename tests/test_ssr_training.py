@@ -1,6 +1,8 @@
 """SSR's stages: kept features stand for frames, packed sequences for separate ones; a smoke run leaves models and a report."""
 
 import json
+import math
+import re
 import shutil
 from dataclasses import replace
 
@@ -13,7 +15,17 @@ from allocentric import cli, load
 from allocentric.answer import Answer, split_notes
 from allocentric.evaluate import ssr as evaluation
 from allocentric.evaluate.rooms import room_questions, room_views
-from allocentric.graph.map_tasks import WRITE, map_graph, where_is, write
+from allocentric.graph.map_tasks import (
+    LINE,
+    MapLine,
+    lines_to_ask,
+    map_graph,
+    map_lines_of,
+    names_in_map,
+    noted_graph,
+    where_is,
+    write,
+)
 from allocentric.graph.text_boxes import boxes_from_first_camera, parse_boxes, write_box
 from allocentric.ground import GlobalSearch, search_globally
 from allocentric.models.scene import Scene
@@ -22,6 +34,7 @@ from allocentric.rooms import LABELS
 from allocentric.tasks import VSI_TASKS
 from allocentric.tasks.facts import seen
 from allocentric.tasks.notes import noted_places
+from allocentric.train import ssr as ssr_training
 from allocentric.train.features import RoomFeatures, write_features
 from allocentric.train.recipe import RoomsSpec, SSRVariant, read_recipe
 from allocentric.train.sft import IGNORE, SFTTrainer, collate
@@ -286,7 +299,7 @@ def run(recipe, shards, tmp_path_factory):
     out = tmp_path_factory.mktemp("ssr")
     for folder in ("rooms", "held-out"):
         shutil.copytree(shards.folder, out / folder)
-    small = replace(smoke(recipe), rooms=RoomsSpec(3, first_seed=50, frames=4, height=56, width=84))
+    small = replace(smoke(recipe), lines=0, rooms=RoomsSpec(3, first_seed=50, frames=4, height=56, width=84))
     optimise = lambda stage: replace(stage, optimisation=replace(stage.optimisation, steps=2, batch_size=1, bf16=False))  # noqa: E731
     small = replace(small, structure=optimise(small.structure), reasoning=optimise(small.reasoning))
     progress = lambda name, steps: [None for _ in steps]  # noqa: E731
@@ -337,15 +350,23 @@ def test_features_of_a_finished_nano_run_are_used(run, recipe, tmp_path):
 
 
 def test_a_map_of_a_video_is_what_the_model_writes(run, shards, tmp_path, monkeypatch, capsys):
-    """It is asked for every category, then for the map of what it noted; a model that writes none is said to."""
+    """It is asked for every category, then for lines of what it noted; a model that writes none is said to."""
     _, out = run
-    graph = map_graph(shards[0].scene)
-    asked, replies = [], {True: write(graph, redundancy=2), False: ""}
+    places = {"bed": "bed 1.0 2.0, bed 3.0 2.5; 3 0", "sofa": "sofa 0.0 -1.0; 1", "tv": "tv -2.0 1.0; 9"}
+    asked, wrong_lines = [], []
 
     def answer(self, questions, most):
         asked.extend(questions)
-        maps = [question.startswith(WRITE["triplets"]) for question in questions]
-        return [replace(_said(replies[is_map]), notes="" if is_map else "bed 1.0 2.0; 3") for is_map in maps]
+        return [reply(question) for question in questions]
+
+    def reply(question):
+        if not question.startswith(LINE["triplets"]):
+            label = re.search(r"How many (.+)\(s\)", question)[1]
+            return replace(_said("1"), notes=places.get(label, ""))
+        graph = noted_graph(places.values())
+        names = [name.rsplit(" ", 2)[0] for name in question.splitlines()[1].split(", ")]
+        (line,) = map_lines_of(graph, "triplets", [[names_in_map(graph).index(name) for name in names]])
+        return _said("What map?" if wrong_lines else line.answer)
 
     monkeypatch.setattr(Scene, "_answer", answer)
     frames = tmp_path / "frames"
@@ -355,12 +376,13 @@ def test_a_map_of_a_video_is_what_the_model_writes(run, shards, tmp_path, monkey
     command = ["map", str(frames), "--model", str(out / "A" / "reasoning"), "--frames", "4", "--json"]
     cli.main(command)
     found = json.loads(capsys.readouterr().out)
-    assert sorted(o["label"] for o in found["objects"]) == sorted(o.label for o in graph.objects)
-    assert len(asked) == len(LABELS) + 1 and asked[-1].endswith(", ".join(f"bed.{i + 1} 1.0 2.0" for i in range(len(LABELS))))
+    where = {(o["label"], o["instance"]): o["point"] for o in found["objects"]}
+    assert set(where) == {("bed", 1), ("bed", 2), ("sofa", 1), ("tv", 1)} and len(asked) > len(LABELS)
+    assert math.dist(where["bed", 1], where["bed", 2]) == pytest.approx(math.hypot(2, 0.5), abs=0.4)
     asked.clear()
     cli.main([*command, "--labels", "bed", "sofa"])
-    assert len(asked) == 3 and "How many bed(s)" in asked[0] and "How many sofa(s)" in asked[1]
-    replies[True] = "What map?"
+    assert "How many bed(s)" in asked[0] and "How many sofa(s)" in asked[1] and asked[2].startswith(LINE["triplets"])
+    wrong_lines.append(True)
     for wrong, expected in ((command, "found no map in what the model wrote"), ([*command, "--detector", "x"], "found both")):
         with pytest.raises(SystemExit) as stop:
             cli.main(wrong)
@@ -422,28 +444,41 @@ class Oracle(Scene):
         return self.taught.get(question, "")
 
 
-def test_the_report_asks_what_training_taught_category_by_category(recipe, shards, started, monkeypatch):
+def test_the_report_asks_what_training_taught(recipe, shards, started, monkeypatch):
     """What is asked at the end must have been learned: the very same words. Of one who knows, maps and boxes are whole."""
     tasks, scene = tasks_of(recipe, "A", recipe.reasoning), shards[0].scene
     taught = {}
     for name in ("whereabouts", "global_detection"):
         task, _ = tasks[name]
         taught |= {task.prompt(q): q.answer for q in task.make(scene, np.random.default_rng(0), 1000)}
-    oracle = Oracle(taught)
+    oracle, graph = Oracle(taught), map_graph(scene)
     monkeypatch.setattr(Scene, "encode", lambda *given: oracle)
     plan = evaluation.Plan(rooms=1, per_task=1, descriptions=1)
     record = evaluation.ask_room(*started, shards, 0, room_questions(shards, 1)[0], "triplets", plan, 2)
-    graph = map_graph(scene)
     assert sorted(label for notes in record["found"] for label, _ in noted_places(notes)) == sorted(o.label for o in graph.objects)
     boxes = parse_boxes(record["boxes"]).boxes
     assert sorted(box.label for box in boxes) == sorted(o.label for o in graph.objects)
-    (wanted,) = (q for q in tasks["scene_map"][0].make(scene, np.random.default_rng(0)))
-    (written,) = (prompt for prompt in oracle.asked if prompt.startswith(WRITE["triplets"]))
-    trained = tasks["scene_map"][0].prompt(wanted)
-    assert written.splitlines()[:-1] == trained.splitlines()[:-1]
-    assert sorted(place for _, place in noted_places(written.splitlines()[-1])) == sorted(
-        place for _, place in noted_places(trained.splitlines()[-1])
-    )
     assert all(prompt in taught for prompt in oracle.asked if prompt.startswith("Write the 3D boxes"))
     counts = {VSI_TASKS["object_counting"].prompt(where_is(label)) for label in LABELS}
     assert counts <= taught.keys() and counts <= set(oracle.asked)
+    found = noted_graph(record["found"])
+    lines = [prompt for prompt in oracle.asked if prompt.startswith(LINE["triplets"])]
+    assert lines == lines_to_ask(found, "triplets", 2) and len(lines) > len(graph.objects)
+    (learned,) = MapLine(think=True).make(scene, np.random.default_rng(0))
+    assert [len(noted_places(prompt.splitlines()[1])) for prompt in (lines[0], learned.text)] == [3, 3]
+
+
+def test_half_of_the_steps_work_out_lines_without_a_video(run, recipe, monkeypatch):
+    """Packed lines beside rooms that are seen, as many of the one as of the other; a stage trains on both."""
+    small, out = run
+    seen = {}
+    monkeypatch.setattr(ssr_training.run, "train_on_questions", lambda model, processor, plan, data, *rest: seen.update(d=data))
+    monkeypatch.setattr(ssr_training.SSRForConditionalGeneration, "save_pretrained", lambda *given: None)
+    ssr_training.train_stage(
+        replace(small, lines=5, variants=small.variants | {"new": small.variants["A"]}), out, "structure", "new"
+    )
+    rows = [seen["d"][i] for i in range(len(seen["d"]))]
+    shown = ["image_grid_thw" in row for row in rows]
+    assert sum(shown) == len(rows) / 2 and recipe.lines > 0
+    texts = [row for row, is_seen in zip(rows, shown, strict=True) if not is_seen]
+    assert all(int(row["segments"].max()) == 5 for row in texts)

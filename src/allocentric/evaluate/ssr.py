@@ -184,7 +184,7 @@ def ask_room(
     given = with_maps(asked, annotation, inside, np.random.default_rng([3, room]))
     first = with_maps(asked, annotation, outside, np.random.default_rng([3, room]))
     grounding = GlobalGrounding()
-    found, written_map = ask_for_map(scene, LABELS, form, plan.longest)
+    found, written_map = ask_for_map(scene, LABELS, form, redundancy)
     noticed = list(dict.fromkeys(o.label for o in noted_graph(found).objects))
     return {
         "room": room,

@@ -4,8 +4,8 @@ A map is written in one of two forms: "triplets" (`graph.triplets`, the default)
 Axes and origin are those of the first camera, made level, so that right and ahead mean the same in the map and in the video.
 
 A small model asked for everything at once names what stands out, again and again; asked for one category it knows where to look,
-and that there is none. So it can be asked to count each category it knows (`Whereabouts`), and write the map of what it noted
-(`noted_graph`, `WriteMap` with `think`).
+and that there is none. So it can be asked to count each category it knows (`Whereabouts`), and then for the lines of a map of what
+it noted (`noted_graph`, `MapLine`; spec 6.2, conditioned on what is to be placed next).
 """
 
 import math
@@ -23,7 +23,8 @@ from allocentric.graph.grid import grid_map, parse_grid, write_grid
 from allocentric.graph.metrics import map_quality, position_rmse
 from allocentric.graph.scene_graph import GraphObject, SceneGraph
 from allocentric.graph.solve import Layout, solve_layout
-from allocentric.graph.triplets import GRID, Node, Triplet, usable_triples
+from allocentric.graph.triplets import GRID, Node, Triplet, local_triplet, usable_triples
+from allocentric.graph.triplets import chain as chain_of
 from allocentric.scenes import AnnotatedScene
 from allocentric.tasks import VSI_TASKS
 from allocentric.tasks.base import Question, Task
@@ -42,8 +43,11 @@ CONTINUE = "This is the beginning of the map of this place; some lines may be wr
 COMPLETE = "Fill in the missing place of this line of the map of this place."
 GIVEN = "This is the map of this place."
 FIRST = "First write a map of the objects that matter, then answer."
-NOTED = "These are the objects in it, with their places (x right, y forward, in meters)."
-PROMPTS = (*WRITE.values(), CONTINUE, COMPLETE, GIVEN, FIRST, NOTED)
+LINE = {
+    "triplets": "Write the line of the map with these objects (x right, y forward, in meters).",
+    "grid": "Write these objects (x right, y forward, in meters) on the grid from the corner and of the width that stand last.",
+}
+PROMPTS = (*WRITE.values(), CONTINUE, COMPLETE, GIVEN, FIRST, *LINE.values())
 COUNTING = VSI_TASKS["object_counting"]
 
 # What a map of places can answer.
@@ -85,11 +89,15 @@ def nodes_of(graph: SceneGraph) -> list[Node]:
     return [(clean_label(o.label), o.instance) for o in graph.objects]
 
 
+def names_in_map(graph: SceneGraph) -> list[str]:
+    """Objects as the text of a map names them: "bed", "chair.2"."""
+    count = Counter(o.label for o in graph.objects)
+    return [f"{clean_label(o.label)}.{o.instance}" if count[o.label] > 1 else clean_label(o.label) for o in graph.objects]
+
+
 def noted(graph: SceneGraph) -> str:
     """Where each object of a map is, in the map's order and by the names it has there: what the map then follows from."""
-    count = Counter(o.label for o in graph.objects)
-    names = [f"{o.label}.{o.instance}" if count[o.label] > 1 else o.label for o in graph.objects]
-    return ", ".join(place_note(name, place) for name, place in zip(names, graph.points, strict=True))
+    return ", ".join(place_note(name, place) for name, place in zip(names_in_map(graph), graph.points, strict=True))
 
 
 def where_is(label: str) -> Question:
@@ -114,6 +122,60 @@ def noted_graph(notes: Iterable[str], name: str = "") -> SceneGraph:
         for (label, place), first in zip(noted_places(written), chain(moments, repeat(0)), strict=False):
             found.append(GraphObject(label, point=place, first_seen=first))
     return SceneGraph.from_objects(name, sorted(found, key=lambda o: o.first_seen), viewpoint=(0.0, 0.0, 0.0, math.pi / 2))
+
+
+@dataclass(frozen=True)
+class Line:
+    """A piece of a map that is asked for by itself.
+
+    prompt   its objects with their places; on one grid for the whole place, that grid too.
+    worked   how far right of and ahead of the grid's corner each is: what is worked out first.
+    answer   the objects in their cells, and the extent of a grid of their own.
+    """
+
+    prompt: str
+    worked: str
+    answer: str
+
+
+def map_lines_of(graph: SceneGraph, form: str, triples: Iterable[Sequence[int]]) -> list[Line]:
+    """The lines of a map with these objects (indices) each, three in a line of triplets; places as notes have them, in tenths."""
+    names, points = names_in_map(graph), np.round(graph.points.astype(np.float64), 1)
+    nodes, lines = nodes_of(graph), []
+    whole = grid_map(nodes, points) if form == "grid" else None
+    for triple in map(list, triples):
+        places = points[triple]
+        told = ", ".join(place_note(names[i], points[i]) for i in triple)
+        if whole is None:
+            local = local_triplet(tuple(nodes[i] for i in triple), places)
+            corner, cells, extent = places.min(0), local.cells, f" r={local.extent:.1f}"
+        else:
+            shift = np.array([min(cell[axis] for cell in whole.cells) for axis in (0, 1)])
+            corner = np.round(points.min(0) - shift * whole.extent / GRID, 1)
+            cells, extent = [whole.cells[i] for i in triple], ""
+            told = f"{told}; {corner[0]:z.1f} {corner[1]:z.1f} {whole.extent:.1f}"
+        worked = " ".join(f"{value:z.1f}" for value in (places - corner).ravel())
+        written = " ".join(f"{names[i]}({x},{y})" for i, (x, y) in zip(triple, cells, strict=True))
+        lines.append(Line(f"{LINE[form]}\n{told}", worked, written + extent))
+    return lines
+
+
+def lines_to_ask(graph: SceneGraph, form: str = "triplets", redundancy: int = 3) -> list[str]:
+    """What to ask for the whole map: of triplets the lines that place every object, of a grid all objects in threes."""
+    if form == "grid":
+        triples = [range(i, min(i + 3, len(graph.objects))) for i in range(0, len(graph.objects), 3)]
+    else:
+        triples = chain_of(graph.points, redundancy=redundancy)
+    return [line.prompt for line in map_lines_of(graph, form, triples)]
+
+
+def map_of_lines(answers: Sequence[str], graph: SceneGraph, form: str = "triplets") -> str:
+    """The map as text out of the answers to `lines_to_ask`."""
+    lines = [answer.strip() for answer in answers]
+    if form == "grid":
+        lines = [found[0].strip() for answer in answers for found in re.finditer(r"[a-z][a-z0-9 ._-]*\([^)]*\)", answer)]
+        lines += [f"r={grid_map(nodes_of(graph), np.round(graph.points.astype(np.float64), 1)).extent:.1f}"] if lines else []
+    return "\n".join([OPEN, *lines, CLOSE])
 
 
 def write(graph: SceneGraph, form: str = "triplets", redundancy: int = 3) -> str:
@@ -199,8 +261,8 @@ class MapTask(Task):
     """What tasks on maps share. Only the text is asked and scored; `objects` stays empty.
 
     form    of maps.
-    think   maps stand behind notes of where things are (`noted`): a whole map is asked with them, the map of what a question
-            names is answered with them.
+    think   what is to be worked out before stands before the answer: of lines, places from the grid's corner; of the map that is
+            written for a question, notes of where things are (`noted`).
     """
 
     def __init__(self, form: str = "triplets", redundancy: int = 3, think: bool = False):
@@ -263,12 +325,7 @@ class WriteMap(MapTask):
     def make(self, scene: AnnotatedScene, rng: np.random.Generator, limit: int = 1) -> list[Question]:
         if limit < 1 or (graph := map_graph(scene)) is None:
             return []
-        asked = WRITE[self.form]
-        return [Question(self.name, scene.name, asked, (), self.write(graph), context=self.notes(graph) if self.think else "")]
-
-    def notes(self, graph: SceneGraph) -> str:
-        """What is known of the place before its map is written, as the prompt says it."""
-        return f"{NOTED}\n{noted(graph)}"
+        return [Question(self.name, scene.name, WRITE[self.form], (), self.write(graph))]
 
     def parse(self, text: str) -> tuple[float, ...] | None:
         """x, y of each object, one after the other; None without any."""
@@ -278,6 +335,26 @@ class WriteMap(MapTask):
     def score(self, question: Question, prediction: str, profile: str = "official") -> float:
         truth = read(question.answer, self.form).graph()
         return quality(prediction, truth, self.form)["spacer"]
+
+
+class MapLine(MapTask):
+    """The line of a map with three objects whose places are given: to be worked out, not seen. Score: that of a line."""
+
+    name = "map_line"
+
+    def make(self, scene: AnnotatedScene, rng: np.random.Generator, limit: int = 1) -> list[Question]:
+        if (graph := map_graph(scene)) is None:
+            return []
+        triples = [rng.permutation(len(graph.objects))[:3].tolist() for _ in range(limit)]
+        lines = map_lines_of(graph, self.form, triples)
+        answers = [behind(line.worked, "", line.answer) if self.think else line.answer for line in lines]
+        return [Question(self.name, scene.name, line.prompt, (), said) for line, said in zip(lines, answers, strict=True)]
+
+    def parse(self, text: str) -> str | None:
+        return split_notes(text)[1] or None
+
+    def score(self, question: Question, prediction: str, profile: str = "official") -> float:
+        return line_score(self.parse(prediction) or "", self.parse(question.answer))
 
 
 class ContinueMap(MapTask):
@@ -433,7 +510,8 @@ def map_tasks(
     """The tasks of this file by name; `labels` are the categories that may be asked for in vain."""
     tasks = (
         Whereabouts(labels),
-        WriteMap(form, redundancy, think),
+        MapLine(form, redundancy, think),
+        WriteMap(form, redundancy),
         ContinueMap(form, redundancy),
         CompleteMap(form, redundancy),
         AnswerWithMap("in", form, redundancy),

@@ -9,7 +9,7 @@ from pathlib import Path
 from allocentric.graph.floor_plan import FloorPlan, floor_plan, leveled
 from allocentric.graph.grammar import parse_map
 from allocentric.graph.lift import Detector, lift_steps
-from allocentric.graph.map_tasks import COUNTING, NOTED, WRITE, noted, noted_graph, read, where_is
+from allocentric.graph.map_tasks import COUNTING, lines_to_ask, map_of_lines, noted_graph, read, where_is
 from allocentric.graph.scene_graph import GraphObject, SceneGraph
 from allocentric.models.scene import Scene
 from allocentric.readers import layout_of, open_scene, open_views
@@ -18,6 +18,7 @@ from allocentric.tasks.notes import noted_places
 from allocentric.views import Views
 
 LIST_TOKENS = 96  # longest list of all objects of one category
+LINE_TOKENS = 64  # longest line of a map, with what was worked out before it
 
 
 @dataclass(frozen=True)
@@ -92,15 +93,18 @@ def graph_of_notes(written: str, name: str = "") -> SceneGraph:
     return SceneGraph.from_objects(name, objects, viewpoint=(0.0, 0.0, 0.0, math.pi / 2))
 
 
-def ask_for_map(scene: Scene, labels: Sequence[str], form: str = "triplets", longest: int = 1024) -> tuple[list[str], str]:
-    """What a model that has learned to write maps (SSR) notes of each category of object, and the map that it writes of that.
+def ask_for_map(scene: Scene, labels: Sequence[str], form: str = "triplets", redundancy: int = 2) -> tuple[list[str], str]:
+    """What a model that has learned to write maps (SSR) notes of each category of object, and the map of that, which it writes line
+    by line: which objects come next follows from its notes (`graph.triplets.chain`), where they are on their grid it says.
 
-    labels    categories it is asked for; those it does not know it makes up.
-    longest   tokens that the map may take.
+    labels   categories it is asked for; those it does not know it makes up.
     """
-    counts = scene.ask([COUNTING.prompt(where_is(label)) for label in labels], min(LIST_TOKENS, longest))
+    counts = scene.ask([COUNTING.prompt(where_is(label)) for label in labels], LIST_TOKENS)
     found = [answer.notes for answer in counts]
-    return found, scene.ask([f"{WRITE[form]}\n{NOTED}\n{noted(noted_graph(found))}"], longest)[0].text
+    graph = noted_graph(found)
+    asked = lines_to_ask(graph, form, redundancy)
+    written = [answer.text for answer in scene.ask(asked, LINE_TOKENS)] if asked else []
+    return found, map_of_lines(written, graph, form)
 
 
 def map_by_model(scene: Scene, labels: Sequence[str], name: str = "") -> Mapped:

@@ -512,6 +512,7 @@ class SSRTraining:
     variants     by name; all are trained on the same rooms for as many steps.
     redundancy   triplets for each object beyond the third.
     decimals     digits of the numbers in boxes.
+    lines        lines of maps that every second step works out from given places, without a video; 0: no such steps.
 
     The tasks of a stage are those of `tasks.TRAINING_TASKS`, `graph.map_tasks` and `graph.text_boxes`.
     """
@@ -523,6 +524,7 @@ class SSRTraining:
     reasoning: SFTStage
     redundancy: int = 3
     decimals: int = 2
+    lines: int = 0
 
 
 KINDS = {

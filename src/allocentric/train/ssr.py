@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from tokenizers import AddedToken
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import ConcatDataset, Dataset
 from transformers import PreTrainedConfig, set_seed
 
 from allocentric.graph import map_tasks, text_boxes
@@ -30,7 +30,7 @@ from allocentric.train import run
 from allocentric.train.features import RoomFeatures, write_features
 from allocentric.train.numbers import number_features
 from allocentric.train.recipe import SFTStage, SSRTraining
-from allocentric.train.room_questions import draw_turns
+from allocentric.train.room_questions import Reckoning, draw_turns
 from allocentric.train.sft import IGNORE, pack
 from allocentric.train.shards import RoomShards, RoomsSpec, random_generator, write_rooms
 
@@ -58,6 +58,7 @@ def smoke(recipe: SSRTraining) -> SSRTraining:
         variants=variants,
         structure=short(recipe.structure),
         reasoning=short(recipe.reasoning),
+        lines=min(recipe.lines, 2),
     )
 
 
@@ -240,6 +241,10 @@ def train_stage(recipe: SSRTraining, out: Path, stage: str, variant: str) -> Non
         (height // vision.patch_size, width // vision.patch_size),
         vision.spatial_merge_size,
     )
+    if recipe.lines:
+        task = map_tasks.MapLine(recipe.variants[variant].maps, think=plan.think)
+        lines = Reckoning(features.shards, processor, {task.name: (task, 1.0)}, recipe.lines)
+        dataset = ConcatDataset([dataset, *[lines] * (len(dataset) // len(lines))])
     run.train_on_questions(model, processor, plan, dataset, out / variant / f"{stage}-checkpoints", plan.learning_rates)
     processor.save_pretrained(target)
     model.save_pretrained(target)  # last: its config says that the stage is done
