@@ -63,7 +63,7 @@ class Plan:
     """How much is asked: rooms, questions per type and room, descriptions per room.
 
     seed      of the first room.
-    longest   tokens that a map or a list of boxes may take.
+    longest   tokens that boxes and answers behind a map may take, where that is less than usual.
     """
 
     rooms: int = 200
