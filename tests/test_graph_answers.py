@@ -388,6 +388,24 @@ def test_a_perfect_map_scores_perfectly(layout_room):
     assert partial["direction"] <= 0.25
 
 
+def test_which_number_an_object_of_a_label_carries_does_not_count():
+    rng = np.random.default_rng(5)
+    points = rng.random((9, 2)) * [6, 4]
+    nodes = [("chair", 1), ("chair", 2), ("bed", 1), ("chair", 3), ("lamp", 1), ("lamp", 2), ("desk", 1), ("sofa", 1), ("shelf", 1)]
+    numbers = {1: 2, 2: 3, 3: 1}
+    renamed = [(label, numbers[number] if label == "chair" else number) for label, number in nodes]
+    triplets = build_chain(renamed, points, redundancy=6)
+    asked = [(0, 2, 4), (1, 6, 7), (3, 2, 6), (8, 5, 0)]
+    quality = map_quality(triplets, solve_layout(triplets), nodes, points, asked)
+    assert quality["direction"] == 1 and quality["position_rmse"] < 0.25
+    elsewhere = points.copy()
+    elsewhere[[2, 7]] = elsewhere[[7, 2]]  # labels do count: bed and sofa have changed places
+    wrong = build_chain(nodes, elsewhere, redundancy=6)
+    assert map_quality(wrong, solve_layout(wrong), nodes, points, asked)["position_rmse"] > 0.5
+    few = map_quality(triplets[:1], solve_layout(triplets[:1]), nodes, points, asked)
+    assert few["object_recall"] == pytest.approx(3 / 9)
+
+
 def test_alignment_undoes_similarities_but_not_mirrors():
     points = np.random.default_rng(0).random((8, 2))
     turned = 3 * points @ np.array([[0.8, -0.6], [0.6, 0.8]]) + [5, -2]

@@ -20,7 +20,7 @@ import numpy as np
 from allocentric.answer import split_notes
 from allocentric.graph.grammar import CLOSE, OPEN, clean_label, parse_map, write_map
 from allocentric.graph.grid import grid_map, parse_grid, write_grid
-from allocentric.graph.metrics import map_quality, position_rmse
+from allocentric.graph.metrics import map_quality, matched_places, position_rmse
 from allocentric.graph.scene_graph import GraphObject, SceneGraph
 from allocentric.graph.solve import Layout, solve_layout
 from allocentric.graph.triplets import GRID, Node, Triplet, local_triplet, usable_triples
@@ -230,10 +230,11 @@ def quality(text: str, truth: SceneGraph, form: str = "triplets") -> dict[str, f
     written, nodes, points = read(text, form), nodes_of(truth), truth.points
     asked = [tuple(triple) for triple in np.argwhere(usable_triples(points)).tolist()]
     found = map_quality(written.triplets, written.layout, nodes, points, asked, max(written.n_lines - (form == "grid"), 1))
-    both = [i for i, node in enumerate(nodes) if written.layout.place(node) is not None]
+    places = matched_places(written.layout, nodes, points)
+    both = np.isfinite(places).all(1)
     metric = float("nan")
-    if written.layout.metric and len(both) >= 3:
-        metric = position_rmse(np.array([written.layout.place(nodes[i]) for i in both]), points[both], scale=False)
+    if written.layout.metric and both.sum() >= 3:
+        metric = position_rmse(places[both], points[both], scale=False)
     if form == "grid":  # a line is an object there
         found["validity"] = 1 - written.n_bad / max(written.n_lines, 1)
     return found | {"metric_rmse": metric, "lines": float(written.n_lines), "bad": float(written.n_bad)}

@@ -4,21 +4,56 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
+from scipy.optimize import linear_sum_assignment
 
 from allocentric.geometry.boxes import Box3D, box_iou, boxes_to_array, footprint_corners
 from allocentric.graph.solve import Layout
 from allocentric.graph.triplets import GRID, Node, Triplet
 
+MATCHING_ROUNDS = 10  # of assigning and aligning; two or three are enough
+
 
 def align(points: Float[np.ndarray, "n 2"], target: Float[np.ndarray, "n 2"], scale: bool = True) -> Float[np.ndarray, "n 2"]:
     """`points` moved onto `target` by the similarity that leaves least squares (without `scale`, the rigid motion)."""
+    return _aligned(points, points, target, scale)
+
+
+def _aligned(
+    moved: Float[np.ndarray, "m 2"], points: Float[np.ndarray, "n 2"], target: Float[np.ndarray, "n 2"], scale: bool = True
+) -> Float[np.ndarray, "m 2"]:
+    """`moved` as the alignment of `points` with `target` moves them."""
     z, t = points @ np.array([1, 1j]), target @ np.array([1, 1j])
-    z, middle = z - z.mean(), t.mean()
-    fit = (t * z.conj()).sum() / max(float((np.abs(z) ** 2).sum()), 1e-12)
+    middle = z.mean()
+    fit = (t * (z - middle).conj()).sum() / max(float((np.abs(z - middle) ** 2).sum()), 1e-12)
     if not scale:
         fit = fit / max(abs(fit), 1e-12)
-    moved = fit * z + middle
-    return np.stack([moved.real, moved.imag], axis=-1)
+    turned = fit * (moved @ np.array([1, 1j]) - middle) + t.mean()
+    return np.stack([turned.real, turned.imag], axis=-1)
+
+
+def matched_places(layout: Layout, nodes: Sequence[Node], points: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 2"]:
+    """Where a layout has each true object; NaN where it has none.
+
+    Objects go together by label. Which of several chairs is chair 1 is no part of a map: they are matched so that, after
+    alignment, squared distances are least (assignment and alignment in turns, from the numbers they carry).
+    """
+    written = {label: [i for i, node in enumerate(layout.nodes) if node[0] == label] for label, _ in layout.nodes}
+    true = {label: [i for i, node in enumerate(nodes) if node[0] == label] for label in written}
+    pairs = {i: layout.nodes.index(node) for i, node in enumerate(nodes) if node in layout.nodes}
+    for _ in range(MATCHING_ROUNDS):
+        if len(pairs) < 2:
+            break
+        moved = _aligned(layout.points, layout.points[list(pairs.values())], points[list(pairs)])
+        better = {}
+        for label, some in true.items():
+            square = ((points[some][:, None] - moved[written[label]][None]) ** 2).sum(-1)
+            better |= {some[row]: written[label][column] for row, column in zip(*linear_sum_assignment(square), strict=True)}
+        if better == pairs:
+            break
+        pairs = better
+    places = np.full((len(nodes), 2), np.nan)
+    places[list(pairs)] = layout.points[list(pairs.values())]
+    return places
 
 
 def position_rmse(points: Float[np.ndarray, "n 2"], target: Float[np.ndarray, "n 2"], scale: bool = True) -> float:
@@ -78,7 +113,8 @@ def map_quality(
 
     object_precision, object_recall, object_f1    of named objects, matched by label: a label counts as often as it was named,
                                                   at most as often as it is there.
-    position_rmse                                 metres after similarity alignment of objects in both; NaN below 3.
+    position_rmse                                 metres after similarity alignment of objects in both (`matched_places`); NaN
+                                                  below 3.
     spacer                                        map score as in SpaceR, on a common 10 x 10 grid.
     """
     true, named = list(nodes), list(dict.fromkeys(node for t in triplets for node in t.nodes))
@@ -86,8 +122,8 @@ def map_quality(
     count = {label: sum(n == label for n, _ in true) for label in labels}
     hits = sum(min(count[label], sum(n == label for n, _ in named)) for label in labels)
     precision, recall = hits / max(len(named), 1), hits / max(len(true), 1)
-    placed = {node: layout.place(node) for node in true}
-    both = [i for i, node in enumerate(true) if placed[node] is not None]
+    placed = matched_places(layout, true, points)
+    both = np.flatnonzero(np.isfinite(placed).all(1)).tolist()
     quality = {
         "object_precision": precision,
         "object_recall": recall,
@@ -96,16 +132,16 @@ def map_quality(
         "position_rmse": float("nan"),
     }
     if len(both) >= 3:
-        quality["position_rmse"] = position_rmse(np.array([placed[true[i]] for i in both]), points[both])
+        quality["position_rmse"] = position_rmse(placed[both], points[both])
     held = [triple for triple in asked if set(triple) <= set(both)]
-    solved = np.array([[placed[true[i]] for i in triple] for triple in held]).reshape(-1, 3, 2)
-    truth = points[np.array(held, dtype=int).reshape(-1, 3)]
+    asked_of = np.array(held, dtype=int).reshape(-1, 3)
+    solved, truth = placed[asked_of], points[asked_of]
     agree = direction_agreement(solved, truth)
     quality["direction_placed"] = agree
     quality["direction"] = agree * len(held) / len(asked) if held else (0.0 if asked else float("nan"))
     quality["ratio"] = ratio_agreement(solved, truth)
     if len(both) >= 2:
-        moved = align(np.array([placed[true[i]] for i in both]), points[both])
+        moved = align(placed[both], points[both])
         quality["spacer"] = spacer_score([true[i][0] for i in both], moved, [label for label, _ in true], points)
     else:
         quality["spacer"] = 0.0
