@@ -14,7 +14,7 @@ from PIL import Image
 from allocentric import cli, load
 from allocentric.answer import Answer, split_notes
 from allocentric.evaluate import ssr as evaluation
-from allocentric.evaluate.rooms import room_questions, room_views
+from allocentric.evaluate.rooms import numbered, room_questions, room_views, row_of
 from allocentric.graph.map_tasks import (
     LINE,
     MapLine,
@@ -260,9 +260,9 @@ def test_scores_of_one_who_knows_everything_and_of_one_who_knows_nothing(shards,
     asked = room_questions(shards, plan.per_task)
     knows = perfect(shards, asked, "triplets", plan)
     blank = [{k: ([""] * len(v) if isinstance(v, list) else "" if isinstance(v, str) else v) for k, v in r.items()} for r in knows]
-    scores = evaluation.score(
-        {"knows": knows, "blank": blank}, shards, {"knows": "triplets", "blank": "triplets"}, plan, 3, [q for a in asked for q in a]
-    )
+    forms = {"knows": "triplets", "blank": "triplets"}
+    start = [row_of(q, "") for room in numbered(asked) for q in room]
+    scores = evaluation.score({"knows": knows, "blank": blank}, shards, forms, plan, 3, [q for a in asked for q in a], start)
     answers = {name: found["macro"][0] for name, found in scores["answers"].items()}
     assert answers["knows: model"] == answers["knows: map first"] == answers["knows: exact map"] == 100
     assert answers["blank: model"] == answers["blank: own map"] == 0
@@ -278,6 +278,7 @@ def test_scores_of_one_who_knows_everything_and_of_one_who_knows_nothing(shards,
     assert scores["boxes"]["blank"]["answered"] == 0
     gap = scores["gaps"]["knows minus blank"]
     assert gap["macro"][0] == 100 and gap["object_recall"] == [1, 1, 1]
+    assert scores["gaps"]["knows minus start"] == {"macro": [100, 100, 100]} and answers["start"] == 0
     text = evaluation.render(scores, recipe, plan)
     assert "| knows |" in text and "| exact, as triplets |" in text and "knows minus blank" in text
 
@@ -322,6 +323,7 @@ def test_a_run_leaves_models_and_a_report(run, recipe):
     report = json.loads((out / "report.json").read_text())
     assert set(report["maps"]) == {"A", "grid", "exact, as triplets", "exact, as grid"} and "A minus grid" in report["gaps"]
     assert {f"{n}: {way}" for n in small.variants for way in ("model", "map first", "own map")} <= set(report["answers"])
+    assert {"start", "start, worked out", "constant answer", "exact graph"} <= set(report["answers"])
     assert (out / "report.md").read_text().startswith("# SSR on held-out rooms")
 
 

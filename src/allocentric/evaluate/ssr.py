@@ -10,6 +10,8 @@ categories, and the eight tasks of VSI-Bench are answered in six ways:
     own boxes      geometry on the boxes that it wrote
     exact graph    geometry on the exact graph: how far programs go
 
+The model that training started from is asked the same questions.
+
 What was written is kept, a line of JSON a room, so an interrupted run goes on and everything can be scored again.
 """
 
@@ -23,8 +25,18 @@ import torch
 from jaxtyping import Float
 
 from allocentric.evaluate import statistics
-from allocentric.evaluate.answers import Row
-from allocentric.evaluate.rooms import MAX_NEW_TOKENS, constant_rows, numbered, prompt, room_questions, room_views, row_of
+from allocentric.evaluate.answers import Row, read_rows
+from allocentric.evaluate.rooms import (
+    MAX_NEW_TOKENS,
+    ask_rooms,
+    constant_rows,
+    numbered,
+    prompt,
+    room_questions,
+    room_views,
+    row_of,
+    worked_out,
+)
 from allocentric.graph.map_tasks import AnswerWithMap, behind_map, map_graph, noted_graph, quality, read, write
 from allocentric.graph.metrics import object_f1
 from allocentric.graph.programs import ask_graph
@@ -37,7 +49,9 @@ from allocentric.graph.text_boxes import (
     global_quality,
     parse_boxes,
 )
+from allocentric.models.processor import SpatialMLLMProcessor
 from allocentric.models.scene import Scene, weights_id
+from allocentric.models.spatial_mllm import load_spatial_mllm
 from allocentric.models.ssr import SSRForConditionalGeneration, SSRProcessor
 from allocentric.rooms import LABELS
 from allocentric.scenes import AnnotatedScene
@@ -46,9 +60,10 @@ from allocentric.tasks.base import Question
 from allocentric.tasks.facts import seen
 from allocentric.train.recipe import SSRTraining
 from allocentric.train.shards import RoomShards, RoomsSpec, write_rooms
-from allocentric.train.ssr import TRAINED, finished, load_stage, smoke, stages_of, train_ssr, training_rooms
+from allocentric.train.ssr import TRAINED, finished, load_stage, smoke, stages_of, start_folder, train_ssr, training_rooms
 
 HELD_OUT_SEED = 10_000_000  # training rooms start at 0
+START = "start"  # in reports: the model that training started from
 WAYS = ("model", "map first", "exact map", "own map", "own boxes", "exact graph")
 FIRST_TOKENS = 256  # longest map of what a question names, with its answer
 MAP_NUMBERS = (
@@ -105,9 +120,14 @@ def report(recipe: SSRTraining, out: Path, plan: Plan, progress: Progress, worke
         file = out / "written" / f"{name}-{weights_id(model)[:8]}-{plan.rooms}x{plan.per_task}x{plan.descriptions}.jsonl"
         progress(name, write_answers(model, processor, shards, recipe.variants[name].maps, plan, file, recipe.redundancy))
         written[name] = [json.loads(line) for line in file.read_text().splitlines()]
+    start = start_folder(recipe.start)
+    model, processor = load_spatial_mllm(start, dtype=torch.float32), SpatialMLLMProcessor.from_pretrained(start)
+    file = out / "written" / f"start-{weights_id(model)[:8]}-{plan.rooms}x{plan.per_task}.jsonl"
+    progress(START, ask_rooms(model, processor, shards, room_questions(shards, plan.per_task), file))
     training = training_rooms(recipe, out).shards
     drawn = [q for i in range(min(400, len(training))) for q in make_questions(training[i].scene, np.random.default_rng([1, i]), 2)]
-    scores = score(written, shards, {name: recipe.variants[name].maps for name in names}, plan, recipe.redundancy, drawn)
+    forms = {name: recipe.variants[name].maps for name in names}
+    scores = score(written, shards, forms, plan, recipe.redundancy, drawn, read_rows(file))
     (out / "report.json").write_text(json.dumps(scores, indent=1))
     path = out / "report.md"
     path.write_text(render(scores, recipe, plan))
@@ -215,13 +235,16 @@ def score(
     plan: Plan,
     redundancy: int,
     training: Sequence[Question],
+    start: Sequence[Row],
 ) -> dict:
     """All numbers, with 95 % intervals over rooms: [value, low, high].
+
+    start      answers of the model that training started from.
 
     maps       of each variant and of the exact maps in either form: `MAP_NUMBERS`.
     boxes      F1 at 0.25 of all boxes, and `global_quality` of the described ones, per variant.
     answers    macro score of each variant and way, and of each task.
-    gaps       of the first variant to the others, in maps and answers, on the same rooms.
+    gaps       of the first variant to the others, in maps and answers, and to the start in answers, on the same rooms.
     """
     asked = room_questions(shards, plan.per_task)
     graphs = [map_graph(shards[i].scene) for i in range(len(shards))]
@@ -240,7 +263,7 @@ def score(
     }
     first = next(iter(written))
     runs["exact graph"] = answer_rows(written[first], "exact graph", asked, shards, forms[first])
-    runs["constant answer"] = constant_rows(training, asked)
+    runs |= {START: list(start), f"{START}, worked out": worked_out(start), "constant answer": constant_rows(training, asked)}
     drawn = statistics.bootstrap(runs, scenes=[str(room) for room in range(len(shards))])
     plain = {name: statistics.averages(rows) for name, rows in runs.items()}
     answers = {
@@ -248,19 +271,23 @@ def score(
         | dict(zip(plain[name].names, plain[name].tasks[0].tolist(), strict=True))
         for name in runs
     }
+
+    def ahead(other: str) -> list[float]:
+        """Macro score of the first variant's own answers above those of `other`."""
+        one = f"{first}: model"
+        return [
+            answers[one]["macro"][0] - answers[other]["macro"][0],
+            *statistics.interval(drawn[one].macro - drawn[other].macro),
+        ]
+
     gaps = {
         f"{first} minus {other}": {
             number: mean_interval(np.array(maps[first][number]) - np.array(maps[other][number])) for number in MAP_NUMBERS
         }
-        | {
-            "macro": [
-                answers[f"{first}: model"]["macro"][0] - answers[f"{other}: model"]["macro"][0],
-                *statistics.interval(drawn[f"{first}: model"].macro - drawn[f"{other}: model"].macro),
-            ]
-        }
+        | {"macro": ahead(f"{other}: model")}
         for other in written
         if other != first
-    }
+    } | {f"{first} minus {START}": {"macro": ahead(START)}}
     return {
         "rooms": len(shards),
         "maps": {name: {number: mean_interval(values) for number, values in table.items()} for name, table in maps.items()},
@@ -374,7 +401,8 @@ def render(scores: Mapping, recipe: SSRTraining, plan: Plan) -> str:
         "",
         "## Answers",
         "",
-        "VSI-Bench's official scorer. A map holds places only: by geometry on it, sizes and the room's area score 0.",
+        "VSI-Bench's official scorer. A map holds places only: by geometry on it, sizes and the room's area score 0. "
+        f"`{START}` is `{recipe.start}`, which training started from; `worked out`: by geometry on its notes where that answers.",
         "",
     ]  # fmt: skip
     tasks = [name for name in next(iter(scores["answers"].values())) if name != "macro"]

@@ -103,6 +103,14 @@ def training_rooms(recipe: SSRTraining, out: Path) -> RoomFeatures:
 # ------------------------------------------------------------------------------------------------------------------------- start
 
 
+def start_folder(start: str | Path) -> Path:
+    """The folder of the nano that training starts from: the package's ("nano"), or that of a finished run."""
+    folder = NANO if start == "nano" else Path(start) / "nano"
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"start: found no model in {folder}, expected 'nano' or the folder of a finished run of recipes/nano.yaml")
+    return folder
+
+
 def start_model(start: str | Path, fusion: str) -> tuple[SSRForConditionalGeneration, SSRProcessor]:
     """An SSR with the encoders, merger, language model and projection of geometry of a nano, and tokens for maps.
 
@@ -111,9 +119,7 @@ def start_model(start: str | Path, fusion: str) -> tuple[SSRForConditionalGenera
 
     start   "nano", or the folder of a finished run of recipes/nano.yaml.
     """
-    folder = NANO if start == "nano" else Path(start) / "nano"
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"start: found no model in {folder}, expected 'nano' or the folder of a finished run of recipes/nano.yaml")
+    folder = start_folder(start)
     nano, plain = load_spatial_mllm(folder, dtype=torch.float32), SpatialMLLMProcessor.from_pretrained(folder)
     tokenizer, pieces = plain.tokenizer, new_pieces()
     old = {piece: tokenizer(piece, add_special_tokens=False)["input_ids"] for piece in pieces}
