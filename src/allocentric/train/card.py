@@ -1,6 +1,7 @@
 """nano's card: how it, its controls and two baselines score on rooms nobody trained on."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,28 @@ def export(out: Path, folder: Path) -> None:
     vggt = load_file(out / "geometry" / "vggt.safetensors")
     heads = {name: tensor.to(torch.bfloat16) for name, tensor in vggt.items() if not name.startswith("aggregator.")}
     save_file(heads, folder / HEADS_FILE)
+
+
+def unpack(package: Path, out: Path) -> None:
+    """Lay out what `export` wrote as a run whose encoders and language model are trained, and whose projections are yet to be.
+
+    The language model has gone through fine-tuning, too: it stands in for what it was after `reckoning` and after `reading`.
+    """
+    model = load_spatial_mllm(package, dtype=torch.float32).model
+    vggt = {f"aggregator.{name}": tensor for name, tensor in model.spatial_encoder.state_dict().items()}
+    language = model.language_model.state_dict()
+    parts = {
+        "geometry/vggt": vggt | {name: tensor.float() for name, tensor in load_file(package / HEADS_FILE).items()},
+        "semantics/visual": model.visual.state_dict(),
+        "reckoning/language_model": language,
+        "reading/language_model": language,
+    }
+    for name, tensors in parts.items():
+        file = (out / name).with_suffix(".safetensors")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, file)
+    SpatialMLLMProcessor.from_pretrained(package).save_pretrained(out / "processor")
+    shutil.copytree(package, out / "package", dirs_exist_ok=True)
 
 
 def make_card(

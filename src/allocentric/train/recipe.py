@@ -395,22 +395,29 @@ class Spa3Variant:
 
 @dataclass(frozen=True)
 class Spa3VLMTraining:
-    """Spa3-VLMs trained as the Spatial-MLLM of a run of recipes/nano.yaml: on its rooms, with its questions, for as many steps.
+    """Spa3-VLMs trained as the Spatial-MLLM of recipes/nano.yaml: on its rooms, with its questions, for as many steps.
 
     nano          that recipe.
-    run           the folder it was run in: rooms, tokenizer, 2D encoder, features and, for the table, answers are read there.
+    run           the folder it was run in: rooms, tokenizer, 2D encoder, features and, for the table, answers are read there. Or
+                  "nano": the encoders and the language model of the package's nano, from where that and its controls are then
+                  trained as well.
     pretraining   recipe of the Spa3R. Its teachers and rooms are those of the run.
     variants      by name; the first is compared with all others.
+    rooms, naming_steps, sft_steps   where the recipe's numbers are not to be used.
     """
 
     nano: str
     run: str
     pretraining: str
     variants: dict[str, Spa3Variant]
+    rooms: int | None = None
+    naming_steps: int | None = None
+    sft_steps: int | None = None
 
     def __post_init__(self):
-        if not self.variants or "report" in self.variants:
-            raise ValueError(f"variants: found {list(self.variants)}, expected some, none of them named 'report'")
+        taken = ("nano", "2d-only", "blind", "report")
+        if not self.variants or self.variants.keys() & set(taken):
+            raise ValueError(f"variants: found {list(self.variants)}, expected some, none of them named one of {list(taken)}")
 
 
 @dataclass(frozen=True)

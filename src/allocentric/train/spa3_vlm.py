@@ -5,6 +5,9 @@
 
 Every variant sees the rooms, questions and steps that nano and its controls saw, and starts as the control that has no geometry:
 its connector adds nothing before naming. What is frozen is computed once.
+
+Without such a run (`run: nano`), encoders and language model are those of the package, and nano and its controls are trained from
+there just like the variants: projections from nothing, then fine-tuning.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,11 +32,13 @@ from allocentric.evaluate.rooms import (
     summary,
 )
 from allocentric.evaluate.spa3r import report_on
+from allocentric.model import NANO
 from allocentric.models.processor import SpatialMLLMProcessor
 from allocentric.models.spa3_vlm import Spa3VLMConfig, Spa3VLMForConditionalGeneration, Spa3VLMModel, load_spa3_vlm
+from allocentric.models.spatial_mllm import load_spatial_mllm
 from allocentric.tasks import make_questions
 from allocentric.train import pretrain, run
-from allocentric.train.card import HELD_OUT_SEED, CardPlan
+from allocentric.train.card import HELD_OUT_SEED, CardPlan, unpack
 from allocentric.train.features import RoomFeatures, write_features
 from allocentric.train.recipe import Pretrain, Recipe, Spa3Variant, Spa3VLMTraining, read_recipe
 from allocentric.train.shards import RoomShards, RoomsSpec, write_rooms
@@ -41,7 +46,8 @@ from allocentric.train.shards import RoomShards, RoomsSpec, write_rooms
 Progress = Callable[[str, Iterable[tuple[int, int]]], None]
 
 STYLE = "parts"  # of the rooms that are asked about: the style of training
-BESIDE = ("nano", "2d-only", "blind")  # rows of the run that are put beside, where it has asked the same questions
+BESIDE = tuple(run.VARIANTS)  # rows of the run that are put beside, where it has asked the same questions
+PACKAGE = "nano"  # in place of the folder of a run: what comes with the package
 
 
 def train_spa3_vlm(
@@ -49,29 +55,63 @@ def train_spa3_vlm(
 ) -> Path:
     """Train and ask the variants, and compare what has answered; returns the report. Run again to resume.
 
-    stages   variants to train; "report" for the comparison alone; default: all variants.
-    short    a handful of rooms and steps, on a run of nano's recipe of that size that is made first.
+    stages   what to train, by name; "report" for the comparison alone; default: all variants, and from the package's nano all
+             that is put beside them, too.
+    short    a handful of rooms and steps, from the package's nano.
     """
-    out = Path(out)
-    if unknown := [stage for stage in stages if stage not in (*recipe.variants, "report")]:
-        raise ValueError(f"stages: found {unknown}, expected some of {[*recipe.variants, 'report']}")
-    nano, pretraining = read_recipe(Path(recipe.nano)), read_recipe(Path(recipe.pretraining))
-    if not isinstance(nano, Recipe) or not isinstance(pretraining, Pretrain):
-        raise ValueError(f"{recipe.nano}, {recipe.pretraining}: expected recipes of the kinds rooms and spa3r, in this order")
-    plan = CardPlan()
+    out, recipe = Path(out), replace(recipe, run=PACKAGE) if short else recipe
+    beside = BESIDE if recipe.run == PACKAGE else ()
+    if unknown := [stage for stage in stages if stage not in (*recipe.variants, *beside, "report")]:
+        raise ValueError(f"stages: found {unknown}, expected some of {[*recipe.variants, *beside, 'report']}")
+    nano, pretraining, plan = nano_of(recipe), read_recipe(Path(recipe.pretraining)), CardPlan()
+    if not isinstance(pretraining, Pretrain):
+        raise ValueError(f"{recipe.pretraining}: expected a recipe of kind spa3r")
     if short:
-        recipe, plan = replace(recipe, run=str(out / "nano")), CardPlan(rooms=4, per_task=1)
-        nano, pretraining = run.smoke(nano), pretrain.smoke(pretraining)
-        controls = ("sft-2d-only", "sft-blind", "card")
-        run.run(nano, out / "nano", progress, [stage for stage in run.STAGES if stage not in controls], workers)
-    source = Path(recipe.run)
+        nano, pretraining, plan = run.smoke(nano), pretrain.smoke(pretraining), CardPlan(rooms=4, per_task=1)
+    source = source_of(recipe, out)
+    if recipe.run == PACKAGE:
+        if not (source / "package").exists():
+            unpack(NANO, source)
+        run.run(nano, source, progress, ["rooms", "features"], workers)
     if not (source / "package" / "config.json").is_file():
         raise ValueError(f"{source}: found no folder `package` in it, expected what a run of {recipe.nano} leaves")
     pretraining = like(pretraining, source, nano)
-    for name in stages or recipe.variants:
+    for name in stages or (*recipe.variants, *beside):
         if name in recipe.variants:
             train_variant(name, recipe.variants[name], nano, pretraining, source, out, plan, progress, workers)
+        elif name in beside:
+            train_beside(name, nano, source, plan, progress, workers)
     return write_report(recipe, nano, out, plan, held_out(source, plan, progress, workers))
+
+
+def nano_of(recipe: Spa3VLMTraining) -> Recipe:
+    """The recipe of nano that is repeated, with the numbers that are set."""
+    nano = read_recipe(Path(recipe.nano))
+    if not isinstance(nano, Recipe):
+        raise ValueError(f"{recipe.nano}: expected a recipe of kind rooms")
+    for name, steps in (("naming", recipe.naming_steps), ("sft", recipe.sft_steps)):
+        if steps is not None:
+            stage = getattr(nano, name)
+            nano = replace(nano, **{name: replace(stage, optimisation=replace(stage.optimisation, steps=steps))})
+    return nano if recipe.rooms is None else replace(nano, rooms=replace(nano.rooms, count=recipe.rooms))
+
+
+def source_of(recipe: Spa3VLMTraining, out: Path) -> Path:
+    """The run of nano's recipe that is built upon."""
+    return out / "nano" if recipe.run == PACKAGE else Path(recipe.run)
+
+
+def train_beside(name: str, nano: Recipe, source: Path, plan: CardPlan, progress: Progress, workers: int = 2) -> None:
+    """Train nano or a control of it as the variants are, and ask it."""
+    see = run.VARIANTS[name]
+    run.run(nano, source, progress, [*([f"naming-{name}"] if see else []), f"sft-{name}"], workers)
+    asked = held_out(source, plan, progress, workers)
+    model, processor = (
+        load_spatial_mllm(source / name, dtype=torch.float32),
+        SpatialMLLMProcessor.from_pretrained(source / name),
+    )
+    questions = room_questions(asked, plan.per_task)
+    progress(f"{name} ({STYLE})", ask_rooms(model, processor, asked, questions, answers_of(source, name), blind=not see))
 
 
 def like(pretraining: Pretrain, source: Path, nano: Recipe) -> Pretrain:
@@ -186,7 +226,7 @@ def answers_of(folder: Path, name: str) -> Path:
 
 def write_report(recipe: Spa3VLMTraining, nano: Recipe, out: Path, plan: CardPlan, shards: RoomShards) -> Path:
     """Scores of all variants that have answered, beside those of the run, in `out/report.md`."""
-    asked, source = room_questions(shards, plan.per_task), Path(recipe.run)
+    asked, source = room_questions(shards, plan.per_task), source_of(recipe, out)
     wanted = [question for questions in numbered(asked) for question in questions]
     rows: dict[str, Sequence[Row]] = {}
     notes = []
@@ -204,10 +244,12 @@ def write_report(recipe: Spa3VLMTraining, nano: Recipe, out: Path, plan: CardPla
     drawn = [q for i in range(min(400, len(training))) for q in make_questions(training[i].scene, np.random.default_rng([1, i]), 2)]
     rows |= {"constant answer": constant_rows(drawn, asked), "chance": chance_rows(asked)}
     steps = nano.sft.optimisation.steps
+    begun = "the encoders and the language model of the package's nano" if recipe.run == PACKAGE else f"those of {recipe.run}"
     lines = [
         "# Spa3-VLM beside Spatial-MLLM, at the size of nano\n",
         f"VSI-Bench's eight types on {plan.rooms} held-out rooms, at most {plan.per_task} questions of each type a room; official",
-        f"scorer. Each model was fine-tuned on {nano.rooms.count} rooms for {steps} steps, with questions of the same kinds.",
+        f"scorer. Each began with {begun}, new projections that learned for {nano.naming.optimisation.steps} steps to name what",
+        f"they show, and was then fine-tuned on {nano.rooms.count} rooms for {steps} steps, with questions of the same kinds.",
         "Brackets: 95 % bootstrap interval over rooms; a difference takes the same rooms for both. One run of each: what another",
         "seed would change is not in the intervals.\n",
         table(rows, plan.rooms),
