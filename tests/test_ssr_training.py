@@ -224,6 +224,9 @@ def test_unknown_tasks_stages_and_variants_are_named(recipe, tmp_path):
         SSRVariant("E")
     with pytest.raises(ValueError, match="variant: found fusion 'A' and maps 'list'"):
         SSRVariant("A", "list")
+    both = replace(recipe.reasoning, tasks=recipe.reasoning.tasks | {"object_counting": 1})
+    with pytest.raises(ValueError, match=r"tasks: found \['object_counting', 'whereabouts'\], expected one of them"):
+        tasks_of(recipe, "A", both)
     assert stages_of(recipe)[:4] == ("rooms", "features", "structure-A", "reasoning-A")
     assert {variant.fusion for variant in recipe.variants.values()} >= {"A", "B", "C"}
     with pytest.raises(ValueError, match="found no finished variant"):
