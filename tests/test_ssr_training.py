@@ -23,7 +23,7 @@ from allocentric.graph.map_tasks import (
     map_lines_of,
     names_in_map,
     noted_graph,
-    where_is,
+    where_are,
     write,
 )
 from allocentric.graph.text_boxes import boxes_from_first_camera, parse_boxes, write_box
@@ -31,7 +31,6 @@ from allocentric.ground import GlobalSearch, search_globally
 from allocentric.models.scene import Scene
 from allocentric.models.spatial_mllm import load_spatial_mllm
 from allocentric.rooms import LABELS
-from allocentric.tasks import VSI_TASKS
 from allocentric.tasks.facts import seen
 from allocentric.tasks.notes import noted_places
 from allocentric.train import ssr as ssr_training
@@ -224,9 +223,6 @@ def test_unknown_tasks_stages_and_variants_are_named(recipe, tmp_path):
         SSRVariant("E")
     with pytest.raises(ValueError, match="variant: found fusion 'A' and maps 'list'"):
         SSRVariant("A", "list")
-    both = replace(recipe.reasoning, tasks=recipe.reasoning.tasks | {"object_counting": 1})
-    with pytest.raises(ValueError, match=r"tasks: found \['object_counting', 'whereabouts'\], expected one of them"):
-        tasks_of(recipe, "A", both)
     assert stages_of(recipe)[:4] == ("rooms", "features", "structure-A", "reasoning-A")
     assert {variant.fusion for variant in recipe.variants.values()} >= {"A", "B", "C"}
     with pytest.raises(ValueError, match="found no finished variant"):
@@ -464,7 +460,7 @@ def test_the_report_asks_what_training_taught(recipe, shards, started, monkeypat
     boxes = parse_boxes(record["boxes"]).boxes
     assert sorted(box.label for box in boxes) == sorted(o.label for o in graph.objects)
     assert all(prompt in taught for prompt in oracle.asked if prompt.startswith("Write the 3D boxes"))
-    counts = {VSI_TASKS["object_counting"].prompt(where_is(label)) for label in LABELS}
+    counts = {where_are(label) for label in LABELS}
     assert counts <= taught.keys() and counts <= set(oracle.asked)
     found = noted_graph(record["found"])
     lines = [prompt for prompt in oracle.asked if prompt.startswith(LINE["triplets"])]

@@ -47,7 +47,8 @@ LINE = {
     "triplets": "Write the line of the map with these objects (x right, y forward, in meters).",
     "grid": "Write these objects (x right, y forward, in meters) on the grid from the corner and of the width that stand last.",
 }
-PROMPTS = (*WRITE.values(), CONTINUE, COMPLETE, GIVEN, FIRST, *LINE.values())
+PERHAPS = "There may be none."
+PROMPTS = (*WRITE.values(), CONTINUE, COMPLETE, GIVEN, FIRST, *LINE.values(), PERHAPS)
 COUNTING = VSI_TASKS["object_counting"]
 
 # What a map of places can answer.
@@ -101,8 +102,13 @@ def noted(graph: SceneGraph) -> str:
 
 
 def where_is(label: str) -> Question:
-    """How a model is asked for all objects of one category: in the words of VSI-Bench, which ask how many there are."""
+    """What a model is asked to find all objects of one category: VSI-Bench's question of how many there are."""
     return Question(COUNTING.name, "", f"How many {label}(s) are in this room?", (), "", (label,))
+
+
+def where_are(label: str) -> str:
+    """`where_is` as a prompt, which says that there may be none: VSI-Bench never counts what is not there twice."""
+    return f"{PERHAPS}\n{COUNTING.prompt(where_is(label))}"
 
 
 def found_notes(label: str, objects: Sequence[GraphObject], last: int) -> str:
@@ -304,7 +310,7 @@ class Whereabouts(Task):
         return questions
 
     def prompt(self, question: Question) -> str:
-        return COUNTING.prompt(replace(question, task=COUNTING.name))
+        return f"{PERHAPS}\n{COUNTING.prompt(replace(question, task=COUNTING.name))}"
 
     def parse(self, text: str) -> float | None:
         """How many there are."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from allocentric.graph.floor_plan import FloorPlan, floor_plan, leveled
 from allocentric.graph.grammar import parse_map
 from allocentric.graph.lift import Detector, lift_steps
-from allocentric.graph.map_tasks import COUNTING, lines_to_ask, map_of_lines, noted_graph, read, where_is
+from allocentric.graph.map_tasks import lines_to_ask, map_of_lines, noted_graph, read, where_are
 from allocentric.graph.scene_graph import GraphObject, SceneGraph
 from allocentric.models.scene import Scene
 from allocentric.readers import layout_of, open_scene, open_views
@@ -99,7 +99,7 @@ def ask_for_map(scene: Scene, labels: Sequence[str], form: str = "triplets", red
 
     labels   categories it is asked for; those it does not know it makes up.
     """
-    counts = scene.ask([COUNTING.prompt(where_is(label)) for label in labels], LIST_TOKENS)
+    counts = scene.ask([where_are(label) for label in labels], LIST_TOKENS)
     found = [answer.notes for answer in counts]
     graph = noted_graph(found)
     asked = lines_to_ask(graph, form, redundancy)

@@ -178,9 +178,6 @@ def tasks_of(recipe: SSRTraining, variant: str, stage: SFTStage) -> dict[str, tu
         raise ValueError(f"tasks: found {unknown}, expected some of {sorted(known)}")
     if stage.bare:
         raise ValueError(f"bare: found {stage.bare}, expected 0: without its wording a question of these lacks its map or its form")
-    if stage.tasks.keys() >= (same := {map_tasks.Whereabouts.name, map_tasks.COUNTING.name}):
-        # Both are put in the same words, but the latter only of what is there more than once: all would then be seen everywhere.
-        raise ValueError(f"tasks: found {sorted(same)}, expected one of them: they ask in the same words")
     return {name: (known[name], weight) for name, weight in stage.tasks.items()}
 
 
