@@ -10,7 +10,7 @@ from allocentric.geometry.boxes import Box3D, box_iou, boxes_to_array, footprint
 from allocentric.graph.solve import Layout
 from allocentric.graph.triplets import GRID, Node, Triplet
 
-MATCHING_ROUNDS = 10  # of assigning and aligning; two or three are enough
+MATCHING_ROUNDS = 10  # of assigning and aligning, at most
 
 
 def align(points: Float[np.ndarray, "n 2"], target: Float[np.ndarray, "n 2"], scale: bool = True) -> Float[np.ndarray, "n 2"]:

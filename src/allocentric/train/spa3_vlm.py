@@ -106,11 +106,8 @@ def train_beside(name: str, nano: Recipe, source: Path, plan: CardPlan, progress
     see = run.VARIANTS[name]
     run.run(nano, source, progress, [*([f"naming-{name}"] if see else []), f"sft-{name}"], workers)
     asked = held_out(source, plan, progress, workers)
-    model, processor = (
-        load_spatial_mllm(source / name, dtype=torch.float32),
-        SpatialMLLMProcessor.from_pretrained(source / name),
-    )
-    questions = room_questions(asked, plan.per_task)
+    folder, questions = source / name, room_questions(asked, plan.per_task)
+    model, processor = load_spatial_mllm(folder, dtype=torch.float32), SpatialMLLMProcessor.from_pretrained(folder)
     progress(f"{name} ({STYLE})", ask_rooms(model, processor, asked, questions, answers_of(source, name), blind=not see))
 
 
