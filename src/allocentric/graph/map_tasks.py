@@ -108,7 +108,7 @@ def where_is(label: str) -> Question:
 
 def where_are(label: str) -> str:
     """`where_is` as a prompt, which says that there may be none: VSI-Bench never counts what is not there twice."""
-    return f"{PERHAPS}\n{COUNTING.prompt(where_is(label))}"
+    return Whereabouts().prompt(where_is(label))
 
 
 def found_notes(label: str, objects: Sequence[GraphObject], last: int) -> str:
