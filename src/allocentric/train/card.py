@@ -71,7 +71,9 @@ def unpack(package: Path, out: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, file)
     SpatialMLLMProcessor.from_pretrained(package).save_pretrained(out / "processor")
-    shutil.copytree(package, out / "package", dirs_exist_ok=True)
+    partial = out / "package.partial"  # the whole package last and at once: it says that all the rest is there
+    shutil.copytree(package, partial, dirs_exist_ok=True)
+    partial.rename(out / "package")
 
 
 def make_card(
