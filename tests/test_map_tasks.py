@@ -1,6 +1,7 @@
 """Structured tasks: what is to be written parses back to the graph it came from, and scores say how far off an answer is."""
 
 import re
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -29,7 +30,6 @@ from allocentric.graph.map_tasks import (
     map_tasks,
     names_in_map,
     nodes_of,
-    noted,
     noted_graph,
     quality,
     read,
@@ -41,7 +41,7 @@ from allocentric.graph.programs import ask_graph
 from allocentric.rooms import LABELS
 from allocentric.tasks import VSI_TASKS
 from allocentric.tasks.base import Question
-from allocentric.tasks.notes import noted_places, notes, places
+from allocentric.tasks.notes import noted_places, notes, places, workings
 
 
 @pytest.fixture(scope="module")
@@ -127,18 +127,6 @@ def test_every_task_asks_and_knows_its_answer(shards, form, think):
             assert task.parse(question.answer) is not None
             assert notes(shards[0].scene, question) == "", "notes are not for these"
             assert "None" not in task.prompt(question)
-
-
-def test_notes_before_a_map_say_where_its_objects_are(scene, graph):
-    written = noted(graph)
-    labels, places = zip(*noted_places(written), strict=True)
-    assert labels == tuple(o.label for o in graph.objects)
-    assert np.abs(np.array(places) - graph.points).max() < 0.051
-    named = [name.rsplit(" ", 2)[0] for name in written.split(", ")]
-    assert named == names_in_map(graph) and len(set(named)) == len(graph.objects), "objects of a kind are told apart as in the map"
-    for first in AnswerWithMap("out", "triplets", 2, True).make(scene, np.random.default_rng(0), 5):
-        written, found = first.answer.split(END_THINK)
-        assert len(noted_places(written.removeprefix(THINK))) == len(read(found).layout.nodes)
 
 
 @pytest.mark.parametrize("form", ["triplets", "grid"])
@@ -281,11 +269,35 @@ def test_a_map_before_the_answer_is_about_the_question(scene, graph):
         assert behind_map(question.answer) == question.answer.splitlines()[-1]
         if asked is not None:
             assert set(asked.objects) <= written
-            assert len(read(question.answer).layout.nodes) <= sum(o.label in asked.objects for o in graph.objects) + 2
+            assert len(written) <= max(3, len(asked.objects)), "others make three where the question has fewer"
     assert {q.task.split("/")[0] for q in made} == {"map_out"}
     first = made[0]
     assert task.score(first, f"{OPEN}\n{CLOSE}\n{behind_map(first.answer)}") == 1, "only the answer counts"
     assert task.score(first, f"{OPEN}\nbed(1,2)") == 0, "a map that never ends leaves no answer"
+
+
+@pytest.mark.parametrize("place", ["in", "out"])
+def test_an_answer_with_a_map_stands_behind_the_notes_of_its_question(scene, graph, place):
+    """What follows from the places is worked out as for the question without a map; the answer scores as without notes."""
+    task = AnswerWithMap(place, redundancy=2, think=True)
+    plain = [q for name in MAP_QUESTIONS for q in task.tasks[name].make(scene, np.random.default_rng(0), 3)]
+    made = [(q, task.with_map(q, scene, graph, np.random.default_rng(0))) for q in plain]
+    made = [(q, asked) for q, asked in made if asked is not None]
+    assert len(made) > 5
+    for question, asked in made:
+        written = notes(scene, question)
+        found, answer = split_notes(asked.answer)
+        assert found.partition("; ")[2] == workings(scene, question, written)
+        assert behind_map(answer) == question.answer and task.score(asked, asked.answer) == 1
+        if place == "in":
+            assert found.partition("; ")[0] == written and task.parse(asked.answer) == question.answer
+        else:
+            named = read(answer).layout.nodes
+            shown = noted_places(found)
+            where = dict(zip(named, read(answer).layout.points, strict=True))
+            assert Counter(label for label, _ in shown) == Counter(label for label, _ in named)
+            assert {label for label, _ in noted_places(written)} <= {label for label, _ in shown} and len(where) == len(shown)
+            assert len(map_lines(answer.rpartition("\n")[0])) == len(named) - 2, "no more lines than place them"
 
 
 def test_scenes_without_a_first_camera_have_no_tasks(scene):

@@ -469,17 +469,19 @@ def test_the_report_asks_what_training_taught(recipe, shards, started, monkeypat
     assert [len(noted_places(prompt.splitlines()[1])) for prompt in (lines[0], learned.text)] == [3, 3]
 
 
-def test_half_of_the_steps_work_out_lines_without_a_video(run, recipe, monkeypatch):
-    """Packed lines beside rooms that are seen, as many of the one as of the other; a stage trains on both."""
+def test_half_of_the_steps_of_structure_work_out_lines_without_a_video(run, recipe, monkeypatch):
+    """Packed lines beside rooms that are seen, as many of the one as of the other; structure trains on both, reasoning on rooms."""
     small, out = run
     seen = {}
     monkeypatch.setattr(ssr_training.run, "train_on_questions", lambda model, processor, plan, data, *rest: seen.update(d=data))
     monkeypatch.setattr(ssr_training.SSRForConditionalGeneration, "save_pretrained", lambda *given: None)
-    ssr_training.train_stage(
-        replace(small, lines=5, variants=small.variants | {"new": small.variants["A"]}), out, "structure", "new"
-    )
+    both = replace(small, lines=5, variants=small.variants | {"new": small.variants["A"]})
+    ssr_training.train_stage(both, out, "structure", "new")
     rows = [seen["d"][i] for i in range(len(seen["d"]))]
     shown = ["image_grid_thw" in row for row in rows]
     assert sum(shown) == len(rows) / 2 and recipe.lines > 0
     texts = [row for row, is_seen in zip(rows, shown, strict=True) if not is_seen]
     assert all(int(row["segments"].max()) == 5 for row in texts)
+    monkeypatch.setattr(ssr_training, "load_stage", lambda folder: ssr_training.start_model("nano", "A"))
+    ssr_training.train_stage(both, out, "reasoning", "new")
+    assert len(seen["d"]) == len(rows) / 2 and all("image_grid_thw" in seen["d"][i] for i in range(len(seen["d"])))

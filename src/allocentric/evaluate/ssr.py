@@ -65,7 +65,7 @@ from allocentric.train.ssr import TRAINED, finished, load_stage, smoke, stages_o
 HELD_OUT_SEED = 10_000_000  # training rooms start at 0
 START = "start"  # in reports: the model that training started from
 WAYS = ("model", "map first", "exact map", "own map", "own boxes", "exact graph")
-FIRST_TOKENS = 256  # longest map of what a question names, with its answer
+FIRST_TOKENS = 320  # longest map of what a question names, with its answer
 MAP_NUMBERS = (
     "object_precision", "object_recall", "direction", "direction_placed", "position_rmse", "metric_rmse", "validity", "tokens",
 )  # fmt: skip
@@ -154,7 +154,7 @@ def with_maps(
     """The questions with the map that goes with them; None where a map does not hold what a question names."""
     if (graph := map_graph(scene)) is None:
         return [None] * len(asked)
-    return [task.with_map(question, graph, rng) for question in asked]
+    return [task.with_map(question, scene, graph, rng) for question in asked]
 
 
 def write_answers(

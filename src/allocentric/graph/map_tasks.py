@@ -28,12 +28,11 @@ from allocentric.graph.triplets import chain as chain_of
 from allocentric.scenes import AnnotatedScene
 from allocentric.tasks import VSI_TASKS
 from allocentric.tasks.base import Question, Task
-from allocentric.tasks.notes import MOMENTS, behind, noted_places, place_note
+from allocentric.tasks.notes import MOMENTS, behind, noted_places, notes, place_note, with_notes, workings
 
 FORMS = ("triplets", "grid")
 LEAST_SIDE = 0.1  # metres: smaller things are in no map
 CORRUPTED = 0.1  # share of lines with an error in maps that are to be continued
-DISTRACTORS = 2  # objects beside those that a question names, in the map that is written for it
 
 WRITE = {
     "triplets": "Write the map of this place, three objects a line, each line on a 10 x 10 grid of its own (x right, y forward).",
@@ -96,9 +95,14 @@ def names_in_map(graph: SceneGraph) -> list[str]:
     return [f"{clean_label(o.label)}.{o.instance}" if count[o.label] > 1 else clean_label(o.label) for o in graph.objects]
 
 
-def noted(graph: SceneGraph) -> str:
-    """Where each object of a map is, in the map's order and by the names it has there: what the map then follows from."""
-    return ", ".join(place_note(name, place) for name, place in zip(names_in_map(graph), graph.points, strict=True))
+def noted_objects(graph: SceneGraph, question: Question, written: str) -> list[GraphObject]:
+    """The objects that the notes of a question are about (`tasks.notes.notes`), in their order."""
+    found: list[GraphObject] = []
+    for label, place in noted_places(written) or [(label, None) for label in question.objects]:
+        left = [o for o in graph.objects if o.label == label and o not in found]
+        if left:
+            found.append(left[0] if place is None else min(left, key=lambda o: math.dist(o.xy, place)))
+    return found
 
 
 def where_is(label: str) -> Question:
@@ -268,8 +272,8 @@ class MapTask(Task):
     """What tasks on maps share. Only the text is asked and scored; `objects` stays empty.
 
     form    of maps.
-    think   what is to be worked out before stands before the answer: of lines, places from the grid's corner; of the map that is
-            written for a question, notes of where things are (`noted`).
+    think   what is to be worked out before stands before the answer: of lines, places from the grid's corner; of questions, notes
+            and what follows from them (`tasks.notes`), with the places of all that is in the map that is written.
     """
 
     def __init__(self, form: str = "triplets", redundancy: int = 3, think: bool = False):
@@ -439,8 +443,8 @@ class CompleteMap(MapTask):
 class AnswerWithMap(MapTask):
     """Questions of VSI-Bench with a map. A question's task is "map_in/..." or "map_out/...", then the official name.
 
-    place   "in": the whole map stands in the prompt. "out": a map of the objects in the question and a few others is written
-            before the answer.
+    place   "in": the whole map stands in the prompt. "out": a map of the objects that the answer follows from, and of others where
+            these are fewer than three, is written before it (spec 6.2, query-conditioned); so few need no line twice.
     """
 
     def __init__(
@@ -465,23 +469,31 @@ class AnswerWithMap(MapTask):
         for question in (drawn[i] for i in rng.permutation(len(drawn))):
             if len(questions) == limit:
                 break
-            if (asked := self.with_map(question, graph, rng)) is not None:
+            if (asked := self.with_map(question, scene, graph, rng)) is not None:
                 questions.append(asked)
         return questions
 
-    def with_map(self, question: Question, graph: SceneGraph, rng: np.random.Generator) -> Question | None:
-        """A question of VSI-Bench with this map; None when a map does not help, or lacks what the question names."""
+    def with_map(
+        self, question: Question, scene: AnnotatedScene, graph: SceneGraph, rng: np.random.Generator
+    ) -> Question | None:
+        """A question of VSI-Bench with the scene's map; None when a map does not help, or lacks what the question names."""
         helped = any(question.task.startswith(name) for name in self.tasks)
         if not helped or not set(question.objects) <= {o.label for o in graph.objects}:
             return None
         plain = replace(question, task=f"{self.name}/{question.task}", objects=())
         if self.place == "in":
-            return replace(plain, context=self.write(graph))
-        others = [i for i, o in enumerate(graph.objects) if o.label not in question.objects]
-        kept = set(rng.permutation(others)[: max(DISTRACTORS, 3 - len(graph.objects) + len(others))].tolist())
-        matter = [o for i, o in enumerate(graph.objects) if o.label in question.objects or i in kept]
-        graph = with_objects(graph, matter)
-        written = behind(noted(graph), "", self.write(graph)) if self.think else self.write(graph)
+            answer = with_notes(scene, question) if self.think else question.answer
+            return replace(plain, context=self.write(graph), answer=answer)
+        looked_up = notes(scene, question)
+        matter = noted_objects(graph, question, looked_up)
+        others = [o for o in graph.objects if o.label not in question.objects]
+        matter += [others[i] for i in rng.permutation(len(others))[: max(3 - len(matter), 0)]]
+        if len(matter) < 3:
+            return None
+        written = write(with_objects(graph, matter), self.form, 1)
+        if self.think:
+            seen = ", ".join(place_note(o.label, np.array(o.xy)) for o in matter)
+            written = behind(seen, workings(scene, question, looked_up), written)
         return replace(plain, answer=f"{written}\n{question.answer}")
 
     def prompt(self, question: Question) -> str:
@@ -490,11 +502,12 @@ class AnswerWithMap(MapTask):
 
     def parse(self, text: str) -> str | float | tuple[float, ...] | None:
         """The answer alone: the first letter or number behind the map."""
-        return behind_map(text).split()[0] if behind_map(text).split() else None
+        said = behind_map(split_notes(text)[1]).split()
+        return said[0] if said else None
 
     def score(self, question: Question, prediction: str, profile: str = "official") -> float:
-        plain = self._plain(question)
-        return self._task(question).score(replace(plain, answer=behind_map(question.answer)), behind_map(prediction), profile)
+        plain, answer = self._plain(question), behind_map(split_notes(question.answer)[1])
+        return self._task(question).score(replace(plain, answer=answer), behind_map(split_notes(prediction)[1]), profile)
 
     def _plain(self, question: Question) -> Question:
         return replace(question, task=question.task.removeprefix(f"{self.name}/"))
@@ -521,7 +534,7 @@ def map_tasks(
         WriteMap(form, redundancy),
         ContinueMap(form, redundancy),
         CompleteMap(form, redundancy),
-        AnswerWithMap("in", form, redundancy),
+        AnswerWithMap("in", form, redundancy, think),
         AnswerWithMap("out", form, redundancy, think),
     )
     return {task.name: task for task in tasks}

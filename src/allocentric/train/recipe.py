@@ -519,7 +519,7 @@ class SSRTraining:
     variants     by name; all are trained on the same rooms for as many steps.
     redundancy   triplets for each object beyond the third.
     decimals     digits of the numbers in boxes.
-    lines        lines of maps that every second step works out from given places, without a video; 0: no such steps.
+    lines        lines of maps that every second step of structure works out from given places, without a video; 0: none.
 
     The tasks of a stage are those of `tasks.TRAINING_TASKS`, `graph.map_tasks` and `graph.text_boxes`.
     """

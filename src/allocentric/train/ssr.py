@@ -247,7 +247,7 @@ def train_stage(recipe: SSRTraining, out: Path, stage: str, variant: str) -> Non
         (height // vision.patch_size, width // vision.patch_size),
         vision.spatial_merge_size,
     )
-    if recipe.lines:
+    if recipe.lines and stage == TRAINED[0]:
         task = map_tasks.MapLine(recipe.variants[variant].maps, think=plan.think)
         lines = Reckoning(features.shards, processor, {task.name: (task, 1.0)}, recipe.lines)
         dataset = ConcatDataset([dataset, *[lines] * (len(dataset) // len(lines))])
