@@ -20,10 +20,8 @@ from allocentric.models.spa3_vlm import (
     from_parts,
     geometry_view,
     load_spa3_vlm,
-    scene_latent,
 )
 from allocentric.models.spatial_mllm import SpatialMLLMConfig, unpatchify
-from allocentric.views import Views
 from parity import weights as parity
 from parity.spa3r_case import spa3r_config
 from test_spatial_mllm import tiny_processor
@@ -325,12 +323,38 @@ def test_adds_nothing_at_first_and_something_later():
 # ---- latents kept on disk ----
 
 
-def test_latents_are_kept_by_scene_and_weights(model, tmp_path):
-    encoder = model.model.spatial_encoder
-    frames = torch.randint(0, 256, (3, 3, 56, 56), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    first = scene_latent(encoder, Views(frames), tmp_path)
-    (file,) = tmp_path.iterdir()
-    save_file({"latent": first + 1}, file)  # what is read next is the file, not the encoder's word
-    assert torch.equal(scene_latent(encoder, Views(frames), tmp_path), first + 1)
-    assert torch.equal(scene_latent(encoder, Views(frames)), first)
-    assert not torch.equal(scene_latent(encoder, Views(frames.flip(0)), tmp_path), first) and len(list(tmp_path.iterdir())) == 2
+@torch.no_grad()
+def test_latents_are_kept_by_scene_and_weights(tmp_path):
+    model = Spa3VLMForConditionalGeneration(Spa3VLMConfig.tiny()).eval().model
+    scenes = [torch.rand(views, 3, 56, 56, generator=torch.Generator().manual_seed(i)) for i, views in enumerate((3, 2, 3))]
+    plain = model.encode_views(scenes)
+    model.keep_latents(tmp_path)
+    assert torch.equal(model.encode_views(scenes), plain)
+    file = model.latent_folder.path(scenes[0])
+    save_file({"latent": plain[0] + 1}, file)  # what is read next is the file, not the encoder's word
+    assert torch.equal(model.encode_views(scenes), torch.stack([plain[0] + 1, plain[1], plain[2]]))
+    model.spatial_encoder.projection.weight += 1
+    model.keep_latents(tmp_path)  # another encoder: nothing of the old one is read
+    assert not torch.equal(model.encode_views(scenes[:1]), plain[:1] + 1)
+    assert sorted(p.suffix for p in tmp_path.iterdir()) == [".safetensors"] * 4
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["image", "video"])
+def test_a_latent_may_be_given_in_place_of_the_pixels(model, kind):
+    config = model.config
+    frames = torch.rand(2, 3, 56, 56, generator=torch.Generator().manual_seed(3))
+    pixels, grids = zip(*(patchify(f.expand(2, -1, -1, -1), config) for f in frames), strict=True)
+    pixels, grid = torch.cat(pixels), torch.stack(grids)
+    token = getattr(config, f"{kind}_token_id")
+    tokens = [row for count in (grid.prod(-1) // 4).tolist() for row in (config.vision_start_token_id, *[token] * count, 9)]
+    ids = torch.tensor([[1, 2, *tokens, 5, 6]])
+    inputs = {"input_ids": ids, f"{kind}_grid_thw": grid, "pixel_values" if kind == "image" else "pixel_values_videos": pixels}
+    scenes = 1 if kind == "image" else 2  # images of a prompt are views of one place
+    latents = torch.randn(scenes, 6, 32, generator=torch.Generator().manual_seed(4))
+    seen, told = model(**inputs).logits, model(**inputs, latents=latents).logits
+    assert not torch.allclose(seen, told, atol=1e-4)
+    own = model.model.encode_3d(pixels, grid, [[0, 1]] if kind == "image" else None).unflatten(0, (scenes, -1))
+    assert torch.allclose(model(**inputs, latents=own).logits, seen, atol=1e-5)
+    step = model.generate(**inputs, latents=latents, max_new_tokens=1, do_sample=False)
+    assert step[0, -1] == told[0, -1].argmax()

@@ -9,6 +9,7 @@ frames as images, of which Qwen sees a part (`Spa3VLMProcessor`).
 """
 
 import hashlib
+import os
 from itertools import groupby
 from pathlib import Path
 from typing import Literal, no_type_check
@@ -35,7 +36,8 @@ from allocentric.models.spatial_mllm import (
     qwen_config,
     unpatchify,
 )
-from allocentric.views import Views
+
+GeometryImages = Float[Tensor, "views 3 h w"] | list[Float[Tensor, "3 _ _"]]  # one image each, in the order of the grid
 
 
 @no_type_check  # @strict checks the fields; the test hook cannot bind the further keywords Hugging Face passes
@@ -95,6 +97,7 @@ class Spa3VLMModel(SpatialMLLMModel):
         self.connector = CrossAttentionConnector(
             width, text.hidden_size, text.num_attention_heads, config.adaptor_size or text.hidden_size // 4
         )
+        self.latent_folder: LatentFolder | None = None  # where latents are kept (`keep_latents`)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -127,16 +130,24 @@ class Spa3VLMModel(SpatialMLLMModel):
 
     def encode_views(self, views: list[Float[Tensor, "_ 3 _ _"]]) -> Float[Tensor, "scenes q width"]:
         """The latent of each list of frames in [0, 1]; sides are multiples of VGGT's patch size, whatever the 2D branch sees."""
-        latents: list[Tensor | None] = [None] * len(views)
+        kept = self.latent_folder
+        latents: list[Tensor | None] = [None if kept is None else kept.read(scene) for scene in views]
         shape = lambda i: tuple(views[i].shape)  # noqa: E731
+        missing = [i for i, latent in enumerate(latents) if latent is None]
         with torch.no_grad():
-            for _, same in groupby(sorted(range(len(views)), key=shape), key=shape):
+            for _, same in groupby(sorted(missing, key=shape), key=shape):
                 same = list(same)
                 for i, latent in zip(same, self._encode(torch.stack([views[i] for i in same])), strict=True):
                     latents[i] = latent
+                    if kept is not None:
+                        kept.write(views[i], latent)
         if len(sizes := {len(latent) for latent in latents}) > 1:
             raise ValueError(f"raw_vggt: found scenes of {sorted(sizes)} tokens in one batch, expected equal numbers")
         return torch.stack(latents)
+
+    def keep_latents(self, folder: str | Path) -> None:
+        """From now on keep the latent of each scene in `folder`, and read those that are there. The encoder must stay as it is."""
+        self.latent_folder = LatentFolder(folder, f"{weights_id(self.spatial_encoder)} {self.config.raw_vggt} {self.dtype}")
 
     def _encode(self, images: Float[Tensor, "b s 3 h w"]) -> Float[Tensor, "b q width"]:
         if not self.config.raw_vggt:
@@ -178,7 +189,7 @@ class Spa3VLMModel(SpatialMLLMModel):
 
         latents   of each video, made earlier by `encode_views`; default: made from these pixels.
         """
-        kept = self.encode_3d(pixel_values_videos, video_grid_thw) if latents is None else latents.flatten(0, 1)
+        kept = self.encode_3d(pixel_values_videos, video_grid_thw) if latents is None else latents.to(self.device).flatten(0, 1)
         return self.fuse_videos(self.encode_2d(pixel_values_videos, video_grid_thw), kept, video_grid_thw)
 
     def get_image_features(
@@ -187,25 +198,26 @@ class Spa3VLMModel(SpatialMLLMModel):
         image_grid_thw: Int[Tensor, "images 3"],
         mm_token_type_ids: Int[Tensor, "batch length"] | None = None,
         latents: Float[Tensor, "scenes q width"] | None = None,
-        geometry_images: Float[Tensor, "views 3 h w"] | None = None,
+        geometry_images: GeometryImages | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPooling:
         """Fused tokens of each image. Images of one prompt and size are one scene (`mm_token_type_ids` tells prompts apart).
 
         latents           of each scene, made earlier by `encode_views`; default: made from these pixels.
-        geometry_images   the same images in [0, 1] as Spa3R shall see them; default: as in these pixels.
+        geometry_images   the same images in [0, 1] as Spa3R shall see them, those of a scene of one size; default: as in these
+                          pixels.
         """
         scenes = self._image_scenes(image_grid_thw, mm_token_type_ids)
         tokens = self._token_counts(image_grid_thw)
         rows = self.encode_2d(pixel_values, image_grid_thw).split(tokens)
         if latents is not None:
-            kept = latents.flatten(0, 1)
+            kept = latents.to(self.device).flatten(0, 1)
         elif geometry_images is None:
             kept = self.encode_3d(pixel_values, image_grid_thw, scenes)
         elif len(geometry_images) != len(image_grid_thw):
             raise ValueError(f"geometry_images: found {len(geometry_images)}, expected {len(image_grid_thw)} by image_grid_thw")
         else:
-            kept = self.encode_views([geometry_images[scene] for scene in scenes]).flatten(0, 1)
+            kept = self.encode_views([torch.stack([geometry_images[i] for i in scene]) for scene in scenes]).flatten(0, 1)
         # images of two sizes in one prompt may be interleaved: bring each scene's together, and back
         order = [row for scene in scenes for row in scene]
         counts = [sum(tokens[row] for row in scene) for scene in scenes]
@@ -222,29 +234,33 @@ class Spa3VLMModel(SpatialMLLMModel):
             raise ValueError(f"video_features_2d: found {len(video_features_2d)} tokens, expected {sum(counts)} by the grids")
         return self.per_row(self.fuse(video_features_2d, video_features_3d, counts), video_grid_thw)
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        pixel_values: Tensor | None = None,
-        image_grid_thw: Tensor | None = None,
-        mm_token_type_ids: Tensor | None = None,
-        geometry_images: Tensor | None = None,
-        mm_encoder_outputs: dict | None = None,
-        **kwargs,
-    ):
-        """Spatial-MLLM's forward, and `geometry_images` for `get_image_features`."""
-        if geometry_images is not None and pixel_values is not None:
-            types = self.token_types(input_ids) if mm_token_type_ids is None else mm_token_type_ids
-            seen = self.get_image_features(pixel_values, image_grid_thw, types, geometry_images=geometry_images)
-            mm_encoder_outputs, pixel_values = {**(mm_encoder_outputs or {}), "image": seen}, None
-        return super().forward(
-            input_ids=input_ids,
-            pixel_values=pixel_values,
-            image_grid_thw=image_grid_thw,
-            mm_token_type_ids=mm_token_type_ids,
-            mm_encoder_outputs=mm_encoder_outputs,
-            **kwargs,
-        )
+    def forward(self, input_ids: Tensor | None = None, **kwargs):
+        """Spatial-MLLM's forward, and `latents` and `geometry_images` for the hooks (`seen`)."""
+        return super().forward(input_ids=input_ids, **self.seen(input_ids, kwargs))
+
+    def seen(self, input_ids: Tensor | None, inputs: dict) -> dict:
+        """`inputs` with what the hooks make of `latents` or `geometry_images`, where given, in place of these and of the pixels.
+
+        latents   of each scene: of images, or of videos.
+        """
+        inputs = dict(inputs)
+        given = {name: inputs.pop(name, None) for name in ("latents", "geometry_images")}
+        given = {name: value for name, value in given.items() if value is not None}
+        images, videos = inputs.get("pixel_values") is not None, inputs.get("pixel_values_videos") is not None
+        if not given or not (images or videos):  # later steps of `generate` see nothing new
+            return inputs
+        if images and videos and "latents" in given:
+            raise ValueError("latents: found images and videos in one call, expected one of them")
+        made = dict(inputs.get("mm_encoder_outputs") or {})
+        if images:
+            types = inputs.get("mm_token_type_ids")
+            types = self.token_types(input_ids) if types is None else types
+            made["image"] = self.get_image_features(inputs.pop("pixel_values"), inputs["image_grid_thw"], types, **given)
+            given = {}
+        if videos:
+            made["video"] = self.get_video_features(inputs.pop("pixel_values_videos"), inputs["video_grid_thw"], **given)
+        inputs["mm_encoder_outputs"] = made
+        return inputs
 
     def _token_counts(self, grid_thw: Tensor) -> list[int]:
         return (grid_thw.prod(-1) // self.config.vision_config.spatial_merge_size**2).tolist()
@@ -277,15 +293,10 @@ class Spa3VLMForConditionalGeneration(SpatialMLLMForConditionalGeneration):
     released_names = RELEASED_NAMES
     _keys_to_ignore_on_load_unexpected = UNUSED
 
-    def generate(self, inputs: Tensor | None = None, geometry_images: Tensor | None = None, **kwargs):
-        """Hugging Face's `generate`; with `geometry_images` images are encoded once, before the first step."""
-        if geometry_images is not None:
-            input_ids = inputs if inputs is not None else kwargs["input_ids"]
-            types = self.model.token_types(input_ids)
-            pixels, grid = kwargs.pop("pixel_values"), kwargs["image_grid_thw"]
-            with torch.no_grad():
-                seen = self.model.get_image_features(pixels, grid, types, geometry_images=geometry_images)
-            kwargs["mm_encoder_outputs"] = {**kwargs.get("mm_encoder_outputs", {}), "image": seen}
+    def generate(self, inputs: Tensor | None = None, **kwargs):
+        """Hugging Face's `generate`; with `latents` or `geometry_images` what is seen is encoded once, before the first step."""
+        with torch.no_grad():
+            kwargs = self.model.seen(inputs if inputs is not None else kwargs.get("input_ids"), kwargs)
         return super().generate(inputs, **kwargs)
 
 
@@ -414,22 +425,27 @@ def from_parts(qwen: str | Path, spa3r: str | Path | Spa3REncoder, **kwargs) -> 
     return model.eval()
 
 
-def scene_latent(encoder: Spa3REncoder, views: Views, folder: str | Path | None = None) -> Float[Tensor, "q width"]:
-    """The latent of views whose sides are multiples of VGGT's patch size; read from `folder` where it was made before.
+class LatentFolder:
+    """Latents on disk, one safetensors file a scene (0.4 MB at full size), named by what was seen and by what saw it.
 
-    Kept as one safetensors file per scene (0.4 MB at full size), named by what was seen and which weights saw it.
+    made_by   identity of the encoder: latents of another are not read.
     """
-    seen = hashlib.sha256(repr(tuple(views.frames.shape)).encode() + views.frames.cpu().contiguous().numpy().tobytes())
-    file = None if folder is None else Path(folder) / f"{seen.hexdigest()[:32]}-{weights_id(encoder)[:32]}.safetensors"
-    if file is not None and file.is_file():
-        return load_file(file)["latent"]
-    parameter = encoder.projection.weight
-    images = views.frames.to(parameter.device).to(parameter.dtype) / 255
-    with torch.no_grad():
-        latent = encoder(images[None])[0].cpu()
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(".part")
-        save_file({"latent": latent.contiguous()}, partial)
-        partial.replace(file)
-    return latent
+
+    def __init__(self, folder: str | Path, made_by: str):
+        self.folder, self.made_by = Path(folder), made_by
+
+    def path(self, images: Float[Tensor, "v 3 h w"]) -> Path:
+        seen = hashlib.sha256(repr((self.made_by, tuple(images.shape))).encode())
+        seen.update(images.detach().float().cpu().contiguous().numpy())
+        return self.folder / f"{seen.hexdigest()[:40]}.safetensors"
+
+    def read(self, images: Float[Tensor, "v 3 h w"]) -> Float[Tensor, "q width"] | None:
+        path = self.path(images)
+        return load_file(path)["latent"].to(images.device) if path.is_file() else None
+
+    def write(self, images: Float[Tensor, "v 3 h w"], latent: Float[Tensor, "q width"]) -> None:
+        path = self.path(images)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}.part")  # a file is whole or absent, whoever else writes it
+        save_file({"latent": latent.detach().cpu().contiguous()}, partial)
+        partial.replace(path)

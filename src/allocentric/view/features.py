@@ -75,7 +75,7 @@ def imagine(model: Spa3R, views: Views, camera: Camera, latent: Float[Tensor, "q
     """Predict what is seen from `camera`.
 
     views    all are context; sides are multiples of VGGT's patch size (`fit`).
-    latent   of these views, if it was made before (`models.spa3_vlm.scene_latent`).
+    latent   of these views, if it was made before.
     """
     parameter = model.projection.weight
     images = (views.frames.to(parameter.device).to(parameter.dtype) / 255)[None]
