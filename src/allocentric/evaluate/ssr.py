@@ -62,7 +62,7 @@ from allocentric.train.recipe import SSRTraining
 from allocentric.train.shards import RoomShards, RoomsSpec, write_rooms
 from allocentric.train.ssr import TRAINED, finished, load_stage, smoke, stages_of, start_folder, train_ssr, training_rooms
 
-HELD_OUT_SEED = 10_000_000  # training rooms start at 0
+HELD_OUT_SEED = 30_000_000  # training rooms start at 0; rooms from 10 and 20 million on were looked at while the recipe was made
 START = "start"  # in reports: the model that training started from
 WAYS = ("model", "map first", "exact map", "own map", "own boxes", "exact graph")
 FIRST_TOKENS = 320  # longest map of what a question names, with its answer
@@ -117,12 +117,13 @@ def report(recipe: SSRTraining, out: Path, plan: Plan, progress: Progress, worke
     written = {}
     for name in names:
         model, processor = load_stage(out / name / TRAINED[1])
-        file = out / "written" / f"{name}-{weights_id(model)[:8]}-{plan.rooms}x{plan.per_task}x{plan.descriptions}.jsonl"
+        asked = f"{plan.seed}-{plan.rooms}x{plan.per_task}x{plan.descriptions}"
+        file = out / "written" / f"{name}-{weights_id(model)[:8]}-{asked}.jsonl"
         progress(name, write_answers(model, processor, shards, recipe.variants[name].maps, plan, file, recipe.redundancy))
         written[name] = [json.loads(line) for line in file.read_text().splitlines()]
     start = start_folder(recipe.start)
     model, processor = load_spatial_mllm(start, dtype=torch.float32), SpatialMLLMProcessor.from_pretrained(start)
-    file = out / "written" / f"start-{weights_id(model)[:8]}-{plan.rooms}x{plan.per_task}.jsonl"
+    file = out / "written" / f"start-{weights_id(model)[:8]}-{plan.seed}-{plan.rooms}x{plan.per_task}.jsonl"
     progress(START, ask_rooms(model, processor, shards, room_questions(shards, plan.per_task), file))
     training = training_rooms(recipe, out).shards
     drawn = [q for i in range(min(400, len(training))) for q in make_questions(training[i].scene, np.random.default_rng([1, i]), 2)]
