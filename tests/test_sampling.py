@@ -60,6 +60,11 @@ def all_duplicated(p, c):
     p[:], c[:] = p[0].clone(), c[0].clone()
 
 
+def stray_below(p, c):
+    """So far out that the scene's own voxels are numbered beyond what float32 counts exactly."""
+    p[0, 0, 0, 0], c[0, 0, 0] = -3e4, 100.0
+
+
 def changed(**how):
     return lambda p, c: (p.mul_(how.get("scale", 1)).add_(how.get("shift", 0)), c.add_(how.get("confidence", 0)))
 
@@ -77,6 +82,7 @@ CASES = {
     "points on voxel edges": lambda p, c: p.copy_((p * 2).round() / 2),
     "very thin scene": lambda p, c: p[..., 1].mul_(1e-4),
     "a stray point": lambda p, c: p[0, 0, 0].fill_(500.0),
+    "a confident stray point far below": stray_below,
 }
 
 
@@ -113,6 +119,17 @@ def test_other_paths_through_the_voxels_agree(monkeypatch):
     assert np.array_equal(rows[:, rows.any(0)], unpacked[:, unpacked.any(0)])
     monkeypatch.setattr(sampling, "DENSE_VOXELS", 0)
     assert space_aware(points, 5, confidence, mode="reference") == plain
+
+
+@pytest.mark.parametrize(("size", "voxel"), [((6, 5, 0.05), None), ((6, 5, 2.5), 0.02)])
+def test_many_voxels_are_all_counted(size, voxel):
+    points = torch.from_numpy(np.random.default_rng(0).uniform(0, 1, (6, 30, 40, 3)) * size).float()
+    mode = "reference" if voxel is None else "fill"
+    low, high, side = (sampling._bounding_box if voxel is None else sampling._bulk_box)([p.reshape(-1, 3) for p in points])
+    edge = np.float32(voxel or side / np.float32(20))
+    assert np.prod((high - low) / edge) > sampling.FLOAT32_EXACT
+    expected = {tuple(cell) for cell in np.floor((points.reshape(-1, 3).numpy() - low) / edge).astype(int).tolist()}
+    assert space_aware(points, 6, mode=mode, voxel_size=voxel).total_voxels == len(expected)
 
 
 def test_median_is_numpys_to_the_bit():

@@ -30,6 +30,7 @@ from allocentric.views import Views, uniform_indices
 CANDIDATES = 128  # frames the published sampler looks at
 VOXELS_ACROSS = 20  # lambda in the paper: voxels along the shortest side of the scene
 DENSE_VOXELS = 1 << 20  # up to this many voxels in the box, one bit each; beyond, only those that hold points
+FLOAT32_EXACT = 1 << 24  # whole numbers up to this are exact in float32
 
 uniform = uniform_indices
 
@@ -275,17 +276,17 @@ def voxel_bitmap(
         if not np.isfinite(dims).all() or np.prod(dims) >= 2**62:
             raise ValueError(f"space-aware sampling: voxels of {size:.3g} are too small for a scene of {(high - low).tolist()}")
         dims = dims.astype(np.int64)
-    strides = np.array([dims[1] * dims[2], dims[2], 1])
-    if np.prod(dims) <= DENSE_VOXELS:
-        rows = np.zeros((len(valid), np.prod(dims)), dtype=bool)
+    strides, cells = np.array([dims[1] * dims[2], dims[2], 1]), int(np.prod(dims))
+    if cells <= DENSE_VOXELS:
+        rows = np.zeros((len(valid), cells), dtype=bool)
         if valid[0].device.type == "cpu":
             for row, points in zip(rows, valid, strict=True):
-                row[_keys(points.numpy(), low, high, size, strides)] = True
+                row[_keys(points.numpy(), low, high, size, strides, cells)] = True
         else:
-            rows = _scatter(valid, low, high, size, strides, rows.shape[1])
+            rows = _scatter(valid, low, high, size, strides, cells)
         rows = rows[:, rows.any(axis=0)]  # most of a room is air: a pick is the quicker for not looking there
     else:
-        keys = [np.unique(_keys(points.cpu().numpy(), low, high, size, strides)) for points in valid]
+        keys = [np.unique(_keys(points.cpu().numpy(), low, high, size, strides, cells)) for points in valid]
         names = np.unique(np.concatenate(keys))
         rows = np.zeros((len(valid), len(names)), dtype=bool)
         for row, key in zip(rows, keys, strict=True):
@@ -295,8 +296,10 @@ def voxel_bitmap(
     return np.packbits(padded, axis=1).view(np.uint64)
 
 
-def _keys(points: np.ndarray, low: np.ndarray, high: np.ndarray, size: np.float32, strides: np.ndarray) -> np.ndarray:
-    """One number per point: its voxel's place in the box."""
+def _keys(
+    points: np.ndarray, low: np.ndarray, high: np.ndarray, size: np.float32, strides: np.ndarray, cells: int
+) -> np.ndarray:
+    """One number per point, below `cells`: its voxel's place in the box."""
     if size == 0:
         return np.zeros(min(len(points), 1), dtype=np.int64)
     if not _all_inside(points, low, high):
@@ -304,7 +307,7 @@ def _keys(points: np.ndarray, low: np.ndarray, high: np.ndarray, size: np.float3
     cell = points - low
     cell /= size
     np.floor(cell, out=cell)
-    if strides[0] < DENSE_VOXELS:  # numbers this small are exact in float32, and a product of matrices is quickest there
+    if cells <= FLOAT32_EXACT:  # a product of matrices is quickest in float32
         return (cell @ strides.astype(np.float32)).astype(np.int64)
     return cell.astype(np.int64) @ strides
 
