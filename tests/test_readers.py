@@ -1,5 +1,6 @@
 """Readers: the frames that come back are the frames that were written, and what is broken is refused by name."""
 
+import struct
 import subprocess
 import sys
 from fractions import Fraction
@@ -175,6 +176,45 @@ def test_broken_videos_are_refused_by_name(tmp_path):
         open_views(whole, frames=[0, 60])
     with pytest.raises(ValueError, match="outside the video"):
         open_video(whole, times=[99.0])
+
+
+def cut_at_the_start(source, path, frames: int):
+    """As `ffmpeg -ss ... -c copy`: all packets are kept, and an edit list says to show none before this frame."""
+    with av.open(str(source)) as whole, av.open(str(path), "w") as container:
+        stream = whole.streams.video[0]
+        copy = container.add_stream_from_template(stream)
+        start = round(frames / stream.average_rate / stream.time_base)
+        for packet in whole.demux(stream):
+            if packet.size:
+                packet.pts, packet.dts, packet.stream = packet.pts - start, packet.dts - start, copy
+                container.mux(packet)
+    return path
+
+
+def cut_at_the_end(source, path, seconds: float):
+    """The only edit and the movie around it made this long: what comes later stays in the file and is not shown."""
+    data = bytearray(source.read_bytes())
+    movie = data.index(b"mvhd")
+    (scale,) = struct.unpack_from(">I", data, movie + 16)
+    for place in (movie + 20, data.index(b"tkhd") + 24, data.index(b"elst") + 12):
+        struct.pack_into(">I", data, place, round(seconds * scale))
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("audio", [False, True])
+def test_trimmed_videos_are_whole(tmp_path, audio):
+    """Frames that an edit list leaves out are announced and not there; that is no damage. What is cut off is."""
+    whole = write_video(tmp_path / "whole.mp4", n=60, options={"g": "30", "bf": "2", "sc_threshold": "0"}, audio=audio)
+    late = VideoFile(cut_at_the_start(whole, tmp_path / "late.mp4", 40))
+    assert len(late) == 20 and [number(f) for f in late.frames_at([0, 7, 19])] == [40, 47, 59]
+    early = VideoFile(cut_at_the_end(whole, tmp_path / "early.mp4", 2.0))
+    assert len(early) == 20 and [number(f) for f in early.frames_at([0, 7, 19])] == [0, 7, 19]
+    assert early.duration == pytest.approx(2)
+    data = early.path.read_bytes()
+    early.path.write_bytes(data[: 55 * len(data) // 100])  # the first second
+    with pytest.raises(ValueError, match="truncated: 60 frames are announced"):
+        VideoFile(early.path)
 
 
 def test_audio_only_is_refused(tmp_path):

@@ -63,7 +63,7 @@ class VideoFile:
         """Read the time stamp of every packet, decoding none."""
         stream = self._video_streams(container)[0]
         self.codec = stream.codec_context.name
-        shown, keys, end_of_file = [], [], 0.0
+        shown, left_out, keys, end_of_file = [], 0, [], 0.0
         # Whether every packet says when it is shown. AVI has no such field, and what FFmpeg guesses is wrong with B-frames.
         ordered = container.format.name != "avi"
         try:
@@ -72,7 +72,10 @@ class VideoFile:
                     continue
                 if packet.pts is not None:
                     end_of_file = max(end_of_file, float((packet.pts + (packet.duration or 0)) * packet.time_base))
-                if packet.stream.index != stream.index or packet.is_discard:
+                if packet.stream.index != stream.index:
+                    continue
+                if packet.is_discard:  # decoded on the way to what is shown: the video was trimmed
+                    left_out += 1
                     continue
                 ordered &= packet.pts is not None
                 shown.append(packet.pts if packet.pts is not None else len(shown))
@@ -82,7 +85,12 @@ class VideoFile:
             raise ValueError(f"{self.path}: truncated or damaged after {len(shown)} frames ({error.strerror})") from error
         if not shown:
             raise ValueError(f"{self.path}: the video has zero frames")
-        if stream.frames and len(shown) < 0.99 * stream.frames:
+        rate = float(stream.average_rate or stream.guessed_rate or 0)
+        # A trimmed video (edit list) announces frames that it does not show. It is whole if what it shows lasts as long as it says,
+        # up to one frame that its beginning cuts in two.
+        lasts = float((max(shown) - min(shown)) * stream.time_base) + (2 / rate if rate else 0) if ordered else 0.0
+        whole = stream.duration is not None and lasts >= 0.99 * stream.duration * stream.time_base
+        if stream.frames and len(shown) + left_out < 0.99 * stream.frames and not whole:
             raise ValueError(f"{self.path}: truncated: {stream.frames} frames are announced, {len(shown)} are there")
         if container.duration is not None and end_of_file > 0:
             announced = container.duration / av.time_base + max(0, (container.start_time or 0) / av.time_base)
@@ -94,7 +102,6 @@ class VideoFile:
         self._number = {pts: i for i, pts in enumerate(self._pts)} if ordered else {}
         self._keys = sorted(keys)
         self.num_frames = len(self._pts) if ordered else len(shown)
-        rate = float(stream.average_rate or stream.guessed_rate or 0)
         if ordered:
             self.times = (np.array(self._pts) - self._pts[0]) * float(stream.time_base)
         else:
