@@ -1,6 +1,7 @@
 """Frame selection: the published choice where asked for, the better one by default."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 from allocentric import sampling
 from allocentric.encoders.vggt import VGGT, VGGTConfig
 from allocentric.geometry.boxes import Box3D
+from allocentric.readers import VideoFile
 from allocentric.sampling import (
     _median,
     _scatter,
@@ -330,13 +332,67 @@ def test_sample_from_rgbd_and_video(tmp_path):
     assert selection is None and views.indices.tolist() == [0, 16, 40]
 
     video = write_video(tmp_path / "a.mp4", n=30)
-    assert sample(video, k=4, method="uniform", candidates=10)[1].indices.tolist() == [
-        uniform(30, 10)[i] for i in uniform(10, 4)
-    ]
+    assert sample(video, k=4, method="uniform", candidates=10)[1].indices.tolist() == uniform(30, 4)
     with pytest.raises(ValueError, match="give a VGGT"):
         sample(video)
     with pytest.raises(ValueError, match="measured points need"):
         sample(video, source="measured")
+    with pytest.raises(ValueError, match="found k = 0"):
+        sample(video, k=0)
+
+
+def test_uniform_frames_are_spread_over_the_source_itself(tmp_path):
+    """Not over 128 candidates of it, and as many as are asked for."""
+    video = write_video(tmp_path / "a.mp4", n=200)
+    for k in (16, 150):
+        assert sample(video, k, "uniform")[1].indices.tolist() == np.linspace(0, 199, k, dtype=int).tolist()
+    folder = write_rgbd(tmp_path / "scene", n=12)
+    assert (sample(folder, 7, "uniform", candidates=5)[1].indices // 8).tolist() == uniform(12, 7)
+
+
+def test_more_frames_than_candidates_are_found_all_the_same(tmp_path, vggt):
+    assert len(sample(write_rgbd(tmp_path / "scene", n=6), k=5, candidates=2)[1]) == 5
+    video = write_video(tmp_path / "a.mp4", n=8)
+    assert len(sample(video, k=5, candidates=2, model=vggt, width=4 * vggt.config.patch_size)[1]) == 5
+
+
+def test_ties_go_by_time_where_there_is_one(tmp_path, monkeypatch):
+    """Of measured points too: cameras that see the same are told apart by when, not by their place in the list."""
+    still = tilted_wall().select([0, 0, 0, 0])
+    timed = replace(still, times=torch.tensor([0.0, 1, 2, 50]), indices=torch.arange(4))
+    monkeypatch.setattr(sampling, "open_views", lambda *given, **options: timed)
+    assert sample(write_rgbd(tmp_path / "scene"), 3)[1].indices.tolist() == [0, 2, 3]
+
+
+def test_images_of_several_sizes_are_refused_by_name(tmp_path, vggt):
+    for i, size in enumerate([(64, 48), (64, 48), (48, 48)]):
+        Image.new("RGB", size).save(tmp_path / f"{i}.png")
+    for method in ("uniform", "space_aware"):
+        with pytest.raises(ValueError, match=r"images must have one size; 0\.png is 64x48, 2\.png is 48x48"):
+            sample(tmp_path, 3, method, model=vggt)
+    with pytest.raises(ValueError, match="frame 1 is 48x48, the first 64x48"):
+        preprocess_for_vggt(torch.zeros(3, *size, dtype=torch.uint8) for size in ((48, 64), (48, 48)))
+
+
+def test_sample_runs_vggt_as_it_is_told(vggt, tmp_path, monkeypatch):
+    """The point source and the encoder's precision reach VGGT; the published code's are the point head and bfloat16."""
+    told = []
+
+    def points(model, frames, **how):
+        told.append(how)
+        return points_from_vggt(model, frames, **how)
+
+    monkeypatch.setattr(sampling, "points_from_vggt", points)
+    video = write_video(tmp_path / "a.mp4", n=6)
+    width = 4 * vggt.config.patch_size
+    full, _ = sample(video, 3, mode="reference", model=vggt, width=width)
+    half, _ = sample(video, 3, mode="reference", model=vggt, source="depth_camera", width=width, autocast=torch.bfloat16)
+    assert told == [
+        {"source": "point_head", "width": width, "autocast": None},
+        {"source": "depth_camera", "width": width, "autocast": torch.bfloat16},
+    ]
+    points, confidence = points_from_vggt(vggt, VideoFile(video).read(range(6)), "depth_camera", width, torch.bfloat16)
+    assert half == space_aware(points, 3, confidence, mode="reference") != full
 
 
 # ------------------------------------------------------------------------------------------------------------- pictures of it

@@ -140,6 +140,17 @@ def test_an_empty_question_is_refused(scene):
         scene.ask(["how many?", "  "])
 
 
+@pytest.mark.parametrize("nothing", [{"max_new_tokens": 0}, {"batch_size": 0}, {"batch_size": -1}])
+def test_answers_of_no_tokens_and_batches_of_no_questions_are_refused(scene, nothing):
+    with pytest.raises(ValueError, match=rf"ask: found .*{' '.join(map(str, *nothing.items()))}.*, expected at least 1 of each"):
+        scene.ask(QUESTIONS, **nothing)
+
+
+def test_a_place_of_no_frames_is_refused(model, processor):
+    with pytest.raises(ValueError, match=r"views: found no frames, expected at least one"):
+        Scene.encode(model, processor, views().select([]))
+
+
 def test_save_and_load(tmp_path, scene, model, processor):
     scene.save(tmp_path / "room.safetensors")
     loaded = Scene.load(tmp_path / "room.safetensors", model, processor)
@@ -192,6 +203,9 @@ def test_watch_chooses_frames(model, processor, tmp_path):
     posed = replace(views(), depth=torch.full((4, 56, 84), 2.0), camera_to_world=poses, intrinsics=intrinsics)
     chosen = watch(model, processor, posed, frames=2, sampling="space_aware").frames
     assert chosen[0] in (0, 10) and chosen[1] in (20, 30)
+    # four that see the same: the third is the one farthest in time from the first and the last
+    still = replace(posed, camera_to_world=torch.eye(4).repeat(4, 1, 1), times=torch.tensor([0.0, 1, 2, 50]))
+    assert watch(model, processor, still, frames=3, sampling="space_aware").frames == (0, 20, 30)
     # from files
     for i, frame in enumerate(views(count=8).frames):
         Image.fromarray(frame.permute(1, 2, 0).numpy()).save(tmp_path / f"{i}.png")

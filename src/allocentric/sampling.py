@@ -12,6 +12,7 @@ Each frame's voxels are one row of a bitmap, so that a pick is one AND and one p
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Literal
@@ -24,7 +25,9 @@ from torch import Tensor
 
 from allocentric.geometry.cameras import invert_rigid, unproject_depth
 from allocentric.readers import Source, VideoFile, layout_of, open_images, open_views
-from allocentric.readers.images import list_images, read_image
+from allocentric.readers.faults import check_options
+from allocentric.readers.images import list_images, read_images
+from allocentric.readers.layouts import READERS
 from allocentric.views import Views, uniform_indices
 
 CANDIDATES = 128  # frames the published sampler looks at
@@ -77,8 +80,9 @@ def space_aware(
     mask         points to use (measured depth: where there is a measurement).
     mode         "fill": k frames always (as far as there are candidates); among equal gains, zero included, the frame
                  farthest in time from those chosen; points far outside the scene's bulk, or not finite, are left out.
-                 "reference": exactly the frames of the published code. It stops when nothing new is to be seen, so it may return
-                 fewer than k; takes the earliest of equal gains; and a single stray point can blow up its voxels.
+                 "reference": exactly the frames that the published code selects for these points. It stops when nothing new is to
+                 be seen, so it may return fewer than k; takes the earliest of equal gains; and a single stray point can blow up
+                 its voxels.
     voxel_size   edge of a voxel; by default 1/20 of the scene's shortest side (extent of the points, in "fill" without the 1%
                  at either end).
     times        seconds, for "farthest in time"; positions are used where they are not given.
@@ -369,8 +373,12 @@ def preprocess_for_vggt(
     Portrait frames are turned 90 degrees clockwise; then the width becomes `width` and the height, in proportion, the nearest
     multiple of `patch` (bicubic, on 8-bit values).
     """
-    images = []
-    for frame in frames:
+    images, size = [], None
+    for i, frame in enumerate(frames):
+        size = size or frame.shape
+        if frame.shape != size:
+            found = f"frame {i} is {frame.shape[2]}x{frame.shape[1]}, the first {size[2]}x{size[1]}"
+            raise ValueError(f"points from VGGT: frames must have one size; {found}")
         image = Image.fromarray(frame.permute(1, 2, 0).cpu().numpy())
         if image.height > image.width:
             image = image.rotate(-90, expand=True)
@@ -429,67 +437,69 @@ def sample(
     width: int | None = None,
     voxel_size: float | int | None = None,
     max_side: int | None = None,
+    autocast: torch.dtype | None = None,
     **options,
 ) -> tuple[Selection | None, Views]:
     """The `k` chosen frames of what lies at `path`, at full size, and how they were chosen.
 
-    candidates   evenly spread frames to choose from. `Selection.indices` count among these; `Views.indices` are the frames'
-                 numbers in the source.
+    method       "uniform": evenly spread over the source. "space_aware": those of the candidates that show most of the place.
+    candidates   evenly spread frames to choose from, `k` at least. `Selection.indices` count among these; `Views.indices` are the
+                 frames' numbers in the source.
     model        a VGGT with the heads `source` needs; not needed for a posed RGB-D capture.
     width        of the frames VGGT sees; see `points_from_vggt`.
     source       of the 3D points: "measured" depth and poses, VGGT's "point_head", VGGT's "depth_camera"; "auto" takes measured
                  ones where there are any and the point head where not.
+    autocast     dtype for VGGT's encoder; see `points_from_vggt`.
     options      passed to the reader.
 
-    Uniform sampling of a source without geometry gives no `Selection`: nothing is known of what the frames cover.
+    The published code's frames are those of VGGT-1B with mode "reference", source "point_head" and autocast torch.bfloat16.
+    Uniform sampling gives no `Selection`: nothing is known of what the frames cover.
     """
     if method not in ("space_aware", "uniform"):
         raise ValueError(f'sampling: expected method "space_aware" or "uniform", found {method!r}')
+    if k < 1 or candidates < 1:
+        raise ValueError(f"sampling: expected k >= 1 of at least 1 candidate, found k = {k} and {candidates} candidates")
+    if method == "uniform":
+        return None, open_views(path, k, max_side, **options)
     layout = layout_of(path)
+    choose = partial(space_aware, k=k, mode=mode, voxel_size=voxel_size)
+    look = partial(points_from_vggt, model, source="point_head" if source == "auto" else source, width=width, autocast=autocast)
     if layout in ("video", "images"):
         if source == "measured":
             raise ValueError(f"{path}: measured points need a posed RGB-D capture; this is read as {layout}")
-        return _sample_frames(path, layout, k, method, mode, candidates, model, source, width, voxel_size, max_side, options)
-    views = open_views(path, candidates, **({"max_side": max_side} if max_side else {}), **options)
-    if method == "uniform":
-        return None, views.select(uniform(len(views), k))
+        _check_given(model, path)
+        return _sample_frames(path, layout, max(candidates, k), look, choose, max_side, options)
+    views = open_views(path, max(candidates, k), max_side, **options)
     measured = all(given is not None for given in (views.depth, views.intrinsics, views.camera_to_world))
     if source == "measured" or (source == "auto" and measured):
         points, mask = points_from_depth(views)
-        selection = space_aware(points, k, mask=mask, mode=mode, voxel_size=voxel_size)
+        selection = choose(points, mask=mask, times=views.times)
     else:
-        points, confidence = points_from_vggt(_needed(model, path), views, _head(source), width)
-        selection = space_aware(points, k, confidence, mode=mode, voxel_size=voxel_size, times=views.times)
+        _check_given(model, path)
+        points, confidence = look(views)
+        selection = choose(points, confidence=confidence, times=views.times)
     return selection, views.select(list(selection.indices))
 
 
-def _sample_frames(path, layout, k, method, mode, candidates, model, source, width, voxel_size, max_side, options):
+def _sample_frames(path, layout, candidates, look, choose, max_side, options):
     """`sample` of a video or of images: candidates pass through memory one by one, the chosen ones are read again at full size."""
+    check_options(READERS[layout], options, path)
     video = VideoFile(path) if layout == "video" else None
     files = _image_files(path) if layout == "images" else []
-
-    def read(numbers: list[int]) -> Views:
-        return video.views(numbers, max_side) if video else open_images(files, numbers, max_side, **options)
-
     numbers = uniform(video.num_frames if video else len(files), candidates)
-    if method == "uniform":
-        return None, read([numbers[i] for i in uniform(len(numbers), k)])
-    model = _needed(model, path)
-    stream = video.read(numbers) if video else (read_image(files[i]) for i in numbers)
-    points, confidence = points_from_vggt(model, stream, _head(source), width)
-    times = torch.from_numpy(video.times[numbers]) if video else None
-    selection = space_aware(points, k, confidence, mode=mode, voxel_size=voxel_size, times=times)
-    return selection, read([numbers[i] for i in selection.indices])
+    name = str(path) if isinstance(path, (str, PathLike)) else f"list of {len(files)} images"
+    points, confidence = look(video.read(numbers) if video else read_images([files[i] for i in numbers], name))
+    selection = choose(points, confidence=confidence, times=torch.from_numpy(video.times[numbers]) if video else None)
+    chosen = [numbers[i] for i in selection.indices]
+    return selection, video.views(chosen, max_side) if video else open_images(files, chosen, max_side, **options)
 
 
-def _head(source: str) -> str:
-    return "point_head" if source == "auto" else source
-
-
-def _needed(model: torch.nn.Module | None, path: Source) -> torch.nn.Module:
+def _check_given(model: torch.nn.Module | None, path: Source) -> None:
     if model is None:
-        raise ValueError(f"{path}: space-aware sampling needs 3D points: give a VGGT model=, or use uniform sampling")
-    return model
+        raise ValueError(
+            f"{path}: space-aware sampling needs 3D points: give a VGGT (model= here, geometry= of `load`, --geometry of allo), "
+            "or use uniform sampling"
+        )
 
 
 def _image_files(path: Source) -> list[Path]:

@@ -54,7 +54,7 @@ def watch(
 def _cover(views: Views, frames: int, vggt: nn.Module | None) -> tuple[int, ...]:
     if views.depth is not None and views.intrinsics is not None and views.camera_to_world is not None:
         points, mask = points_from_depth(views)
-        return space_aware(points, frames, mask=mask).indices
+        return space_aware(points, frames, mask=mask, times=views.times).indices
     if vggt is None:
         name = views.source or "views"
         raise ValueError(f"{name}: found no depth and poses; space-aware sampling then needs a VGGT, expected vggt=")
@@ -107,6 +107,8 @@ class Scene:
     @torch.inference_mode()
     def encode(cls, model: PreTrainedModel, processor: SpatialMLLMProcessor, views: Views) -> "Scene":
         """Run both encoders and the shared part of the prompt, once. All views are used: choose them before."""
+        if len(views) == 0:
+            raise ValueError(f"{views.source or 'views'}: found no frames, expected at least one to look at")
         key = scene_key(model, processor, views)
         inputs = processor.look(views.frames).to(model.device)
         backbone = model.model
@@ -128,6 +130,9 @@ class Scene:
     @torch.inference_mode()
     def ask(self, questions, max_new_tokens=128, batch_size=32):
         """Answer one question, or several at the price of little more than one. Greedy, so repeatable."""
+        if max_new_tokens < 1 or batch_size < 1:
+            found = f"max_new_tokens {max_new_tokens} and batch_size {batch_size}"
+            raise ValueError(f"ask: found {found}, expected at least 1 of each")
         if isinstance(questions, str):
             return self.ask([questions], max_new_tokens, batch_size)[0]
         for i, question in enumerate(questions):

@@ -1,7 +1,7 @@
 """Images on disk -> `Views`: a folder, one file, or a list of files."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from os import PathLike
 from pathlib import Path
 
@@ -52,6 +52,18 @@ def read_image(path: str | PathLike, max_side: int | None = None) -> UInt8[Tenso
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
+def read_images(files: Sequence[Path], source: str, max_side: int | None = None) -> Iterator[UInt8[Tensor, "3 h w"]]:
+    """Pictures of one size, one at a time; one that differs from the first is an error that names both."""
+    first = None
+    for file in files:
+        image = read_image(file, max_side)
+        first = image.shape if first is None else first
+        if image.shape != first:
+            sizes = [f"{f.name} is {shape[2]}x{shape[1]}" for f, shape in ((files[0], first), (file, image.shape))]
+            raise ValueError(f"{source}: images must have one size; {sizes[0]}, {sizes[1]}")
+        yield image
+
+
 def open_images(
     path: str | PathLike | Sequence[str | PathLike],
     frames: int | Sequence[int] | None = None,
@@ -73,12 +85,8 @@ def open_images(
         raise ValueError(f"{source}: there are no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
 
     indices = chosen_frames(frames, len(files), source)
-    first = read_image(files[indices[0]], max_side)
-    stack = torch.empty((len(indices), *first.shape), dtype=torch.uint8)
-    for row, i in enumerate(indices):
-        image = first if row == 0 else read_image(files[i], max_side)
-        if image.shape != first.shape:
-            sizes = [f"{f.name} is {x.shape[2]}x{x.shape[1]}" for f, x in ((files[indices[0]], first), (files[i], image))]
-            raise ValueError(f"{source}: images must have one size; {sizes[0]}, {sizes[1]}")
+    for row, image in enumerate(read_images([files[i] for i in indices], source, max_side)):
+        if row == 0:
+            stack = torch.empty((len(indices), *image.shape), dtype=torch.uint8)
         stack[row] = image
     return check_views(Views(frames=stack, indices=torch.tensor(indices), source=source))
