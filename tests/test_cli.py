@@ -5,10 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import save_file
 
 import allocentric.model
 from allocentric import cli
 from allocentric.answer import Answer
+from allocentric.encoders.vggt import VGGT, VGGTConfig
 from allocentric.readers import open_views
 from test_model import checkpoint, save_checkpoint, write_video  # noqa: F401  (checkpoint is a fixture)
 from test_spatial_mllm import frames, tiny_processor
@@ -72,6 +75,9 @@ def broken(folder):
     (folder / "empty").mkdir()
     (folder / "recipe.yaml").write_text("rooms: {count: 3, colour: red}")
     (folder / "odd.yaml").write_text("rooms: [unclosed")
+    (folder / "mixed").mkdir()
+    for i, size in enumerate([(64, 48), (48, 64)]):
+        Image.new("RGB", size).save(folder / "mixed" / f"{i}.png")
 
 
 @pytest.mark.parametrize(
@@ -87,9 +93,14 @@ def broken(folder):
         (("sample", "nowhere.mp4"), "nowhere.mp4: found no such file or folder"),
         (("sample", "broken.mp4"), "broken.mp4: not a video"),
         (("sample", "{video}", "-k", "0"), "k"),
+        (("sample", "mixed"), "mixed: images must have one size; 0.png is 64x48, 1.png is 48x64"),
+        (("sample", "{video}", "--points", "measured"), "measured points need a posed RGB-D capture"),
+        (("sample", "{video}", "--model", "empty"), "found no vggt_heads.safetensors, expected it there or --geometry"),
         (("info", "nowhere"), "nowhere: found no such file or folder"),
         (("info", "empty"), "empty: nothing to read"),
         (("rooms", "made", "--width", "33"), "width must be even"),
+        (("rooms", "made", "--count", "0"), "count: found 0, expected at least 1 room"),
+        (("rooms", "made", "--count", "-3"), "count: found -3"),
         (("train", "nowhere.yaml", "--out", "made"), "nowhere.yaml: found no such file"),
         (("train", "recipe.yaml", "--out", "made"), "recipe.yaml: found no ["),
         (("train", "odd.yaml", "--out", "made"), "odd.yaml: expected YAML"),
@@ -169,6 +180,21 @@ def test_sample_writes_the_sheet_and_says_what_was_gained(allo, video, tmp_path)
     assert code == 0 and out.splitlines()[0] == "frames 0, 9" and (tmp_path / "even.png").is_file()
 
 
+def test_sample_with_a_vggt_of_ones_own_as_the_published_code_runs_it(allo, video, tmp_path, monkeypatch):
+    vggt = VGGT(VGGTConfig.tiny()).eval()
+    vggt.config.save_pretrained(tmp_path / "vggt")
+    save_file(vggt.state_dict(), tmp_path / "vggt" / "model.safetensors")
+    monkeypatch.setattr(allocentric.model, "load", None)  # no other model is needed
+    words = ("sample", video, "-k", 3, "--geometry", "vggt", "--mode", "reference", "--json")
+    for points, bf16 in (("point_head", True), ("depth_camera", False)):
+        out, err, code = allo(*words, "--points", points, *["--bf16"] * bf16)
+        assert code == 0, err
+        autocast = torch.bfloat16 if bf16 else None
+        selection, views = allocentric.sample(video, 3, mode="reference", model=vggt, source=points, autocast=autocast)
+        found = json.loads(out)
+        assert (found["frames"], found["voxel_size"]) == (views.indices.tolist(), pytest.approx(selection.voxel_size))
+
+
 def test_info_on_a_video(allo, video):
     out, _, code = allo("info", video, "--json")
     expected = {"source": str(video), "layout": "video", "frames": 10, "seconds": 1.8, "height": 56, "width": 84}
@@ -178,8 +204,6 @@ def test_info_on_a_video(allo, video):
 
 
 def test_info_on_images(allo, tmp_path):
-    from PIL import Image
-
     (tmp_path / "images").mkdir()
     for i in range(3):
         Image.new("RGB", (20, 10)).save(tmp_path / "images" / f"{i}.png")

@@ -127,27 +127,35 @@ def sample(
     source: Annotated[Positional[Path], arg(help="a video, a folder of images, or a posed RGB-D folder")],
     k: Annotated[int, tyro.conf.arg(aliases=["-k"], help="how many frames to choose")] = 16,
     sampling: Sampling = "space_aware",
-    mode: Annotated[Literal["fill", "reference"], arg(help="reference: exactly the frames the published code selects")] = "fill",
+    mode: Annotated[Literal["fill", "reference"], arg(help="reference: stop and break ties as the published code does")] = "fill",
     candidates: Annotated[int, arg(help="evenly spread frames to choose from")] = 128,
-    model: Weights = None,
-    geometry: Annotated[str | None, arg(help="VGGT weights; default: nano's")] = None,
+    points: Annotated[
+        Literal["auto", "measured", "point_head", "depth_camera"],
+        arg(help="of 3D points: the capture's depth and poses, VGGT's point head, its depth and cameras; auto: the first there is"),
+    ] = "auto",
+    bf16: Annotated[bool, arg(help="run VGGT's encoder in bfloat16, as the published code does")] = False,
+    model: Annotated[str | None, arg(help="weights whose own VGGT is taken; default: nano's")] = None,
+    geometry: Annotated[str | None, arg(help="VGGT weights with heads, taken instead")] = None,
     out: Annotated[Path, arg(help="where to write the contact sheet, a PNG")] = Path("sample.png"),
     json: JSON = False,
 ) -> None:
     """Choose the frames that show most of a place, and draw them with what each one added.
 
     allo sample kitchen.mp4 -k 16 --out kitchen.png
+
+    allo sample kitchen.mp4 --geometry VGGT-1B --mode reference --points point_head --bf16      the frames of the published code
     """
+    import torch
+
     from allocentric.readers import layout_of
     from allocentric.sampling import sample as choose
     from allocentric.view.contact_sheet import contact_sheet
 
     _must_exist(source)
-    vggt, width = None, 518
-    if sampling == "space_aware" and layout_of(source) != "rgbd":
-        loaded = _load(model, geometry=geometry)
-        vggt, width = loaded.geometry, loaded.geometry_width
-    selection, views = choose(source, k, sampling, mode, candidates, vggt, width=width)
+    needed = points in ("point_head", "depth_camera") or (points == "auto" and layout_of(source) != "rgbd")
+    vggt = _geometry(model, geometry) if sampling == "space_aware" and needed else None
+    autocast = torch.bfloat16 if bf16 else None
+    selection, views = choose(source, k, sampling, mode, candidates, vggt, points, autocast=autocast)
     contact_sheet(views, selection, title=Path(source).name).save(out)
     frames = views.indices.tolist() if views.indices is not None else list(range(len(views)))
     report = {"source": str(source), "frames": frames, "contact_sheet": str(out)}
@@ -240,6 +248,9 @@ def rooms(
     allo rooms out/rooms --count 4 --seed 7
     """
     from allocentric.rooms import write_video
+
+    if count < 1:
+        raise ValueError(f"count: found {count}, expected at least 1 room")
 
     def made():
         yield 0, count
@@ -536,6 +547,20 @@ def _load(model: str | None, processor: str | None = None, geometry: str | None 
     return allocentric.load(model, processor, geometry)
 
 
+def _geometry(model: str | None, geometry: str | None):
+    """The VGGT that frames are chosen with, and where it has weights of its own nothing else."""
+    import torch
+
+    from allocentric.encoders.vggt import load_vggt
+    from allocentric.model import HEADS_FILE
+
+    if geometry is not None:
+        return load_vggt(geometry).to("cuda" if torch.cuda.is_available() else "cpu")
+    if model is not None and Path(model).is_dir() and not (Path(model) / HEADS_FILE).is_file():
+        raise ValueError(f"{model}: found no {HEADS_FILE}, expected it there or --geometry weights of a VGGT")
+    return _load(model).geometry
+
+
 def _no_bars() -> None:
     from transformers.utils import logging
 
@@ -566,6 +591,14 @@ def _print_found(found, as_json: bool) -> None:
         console.print(note, style="dim", markup=False)
 
 
+def _one_line(error: Exception) -> str:
+    """What went wrong, without the traceback that torch puts before what a process that reads data says."""
+    said = str(error)
+    if "Original Traceback" in said:
+        said = said.rpartition(f"\n{type(error).__name__}: ")[2] or said
+    return " ".join(said.split())
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run one command. What the user got wrong ends in one line and exit code 2."""
     argv = sys.argv[1:] if argv is None else argv
@@ -576,7 +609,7 @@ def main(argv: list[str] | None = None) -> None:
         tyro.extras.subcommand_cli_from_dict(commands, prog=prog, description=__doc__.splitlines()[0], args=argv)
         end_processes()
     except (ValueError, OSError) as error:
-        print(f"allo: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"allo: {_one_line(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("allo: interrupted; run the same command again to continue", file=sys.stderr)
