@@ -9,6 +9,7 @@ import pytest
 import allocentric
 from allocentric.geometry.boxes import Box3D
 from allocentric.graph.grammar import write_map
+from allocentric.graph.metrics import position_rmse
 from allocentric.graph.names import find, plain
 from allocentric.graph.perturb import perturb
 from allocentric.graph.scene_graph import GraphObject, Relation, SceneGraph
@@ -117,6 +118,13 @@ def test_from_text_is_the_layout_up_to_the_grid(scene):
     offset = back.points[order] - graph.points
     assert np.abs(offset - offset.mean(0)).max() < 0.35  # grids of up to 3.4 m have cells of up to 0.34 m
     assert all(o.sigma > 0 for o in back.objects)
+
+
+def test_lines_with_axes_of_their_own_are_read_as_such(scene):
+    graph = SceneGraph.from_scene(scene)
+    back = SceneGraph.from_text(write_map(graph.triplets(redundancy=6, axes="ego")), axes="free")
+    order = [back.names.index(name) for name in graph.names]
+    assert position_rmse(back.points[order], graph.points, scale=False) < 0.2
 
 
 def test_perturb_moves_renames_and_misses():

@@ -1,6 +1,7 @@
 """Questions read from text, answered by geometry on graphs; layouts solved from triplets; metrics."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -345,6 +346,61 @@ def test_one_wrong_line_is_outvoted(layout_room):
     weighted = solve_layout(spoiled, weights=[0.01 if t is wrong else 1.0 for t in spoiled], robust=False)
     order = [weighted.nodes.index(node) for node in nodes]
     assert position_rmse(weighted.points[order], points, scale=False) < errors[False]
+
+
+@pytest.fixture(scope="module")
+def chains():
+    """Places in 10 rooms, and their maps."""
+    nodes = [("o", i + 1) for i in range(10)]
+    rooms = [5 * np.random.default_rng(seed).random((10, 2)) for seed in range(10)]
+    return [(points, build_chain(nodes, points)) for points in rooms]
+
+
+def layout_error(layout, points, scale=False):
+    order = [layout.nodes.index(("o", i + 1)) for i in range(len(points))]
+    return position_rmse(layout.points[order], points, scale=scale)
+
+
+@pytest.mark.parametrize("extent", [0.1, 0.3, 1.0, 9.0, 90.0])
+def test_a_wrong_extent_moves_nothing(chains, extent):
+    clean, spoiled = [], []
+    for points, triplets in chains:
+        wrong = [*triplets[:5], replace(triplets[5], extent=extent), *triplets[6:]]
+        clean.append(layout_error(solve_layout(triplets), points))
+        spoiled.append(layout_error(solve_layout(wrong), points))
+    assert np.mean(clean) < 0.06 and np.mean(spoiled) < 1.3 * np.mean(clean)
+
+
+def test_lines_without_an_extent_get_their_scale_from_the_others(chains):
+    for points, triplets in chains:
+        some = [replace(t, extent=None) if k % 3 == 2 or k > len(triplets) - 4 else t for k, t in enumerate(triplets)]
+        layout = solve_layout(some)  # the last object has no line with an extent
+        assert layout.metric and not layout.unplaced and layout_error(layout, points) < 0.15
+
+
+def test_shared_axes_are_used_where_there_are_no_extents(chains):
+    relative = [(points, [replace(t, extent=None) for t in triplets]) for points, triplets in chains]
+    errors = {
+        axes: np.mean([layout_error(solve_layout(triplets, axes), points, scale=True) for points, triplets in relative])
+        for axes in ("shared", "free")
+    }
+    assert errors["shared"] < 0.9 * errors["free"]
+
+
+def test_a_line_that_does_not_tell_its_scale_places_nothing():
+    together = Triplet((("a", 1), ("b", 1), ("c", 1)), ((4, 4), (4, 4), (4, 4)))
+    assert solve_layout([together]).nodes == () and solve_layout([together]).unplaced == together.nodes
+    assert solve_layout([replace(together, extent=2.0)]).points == pytest.approx(np.zeros((3, 2)))
+    one = Triplet((("a", 1), ("b", 1), ("d", 1)), ((0, 0), (9, 0), (0, 9)))
+    loose = Triplet((("a", 1), ("b", 1), ("e", 1)), ((0, 0), (0, 0), (9, 9)))  # how far e is, nothing tells
+    assert solve_layout([one, loose]).unplaced == (("e", 1),)
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, math.nan, math.inf])
+def test_weights_are_positive(chains, weight):
+    triplets = chains[0][1]
+    with pytest.raises(ValueError, match="weights: expected positive"):
+        solve_layout(triplets, weights=[weight] * len(triplets))
 
 
 def test_what_hangs_in_the_air_is_reported():

@@ -130,14 +130,23 @@ class SceneGraph:
         return cls.from_objects(name, [GraphObject(boxes[i].label, 1, boxes[i], None, firsts[i], sigma) for i in order], **known)
 
     @classmethod
-    def from_text(cls, text: str, name: str = "", viewpoint: tuple[float, float, float, float] | None = None) -> "SceneGraph":
+    def from_text(
+        cls,
+        text: str,
+        name: str = "",
+        viewpoint: tuple[float, float, float, float] | None = None,
+        axes: Literal["shared", "free"] = "shared",
+    ) -> "SceneGraph":
         """The layout that a written map describes (`graph.grammar`), solved jointly (`graph.solve`).
 
         Without extents ("r=") the scale is relative. Lines that cannot be read or that hang in the air are left out; parse and
         solve by hand to learn which.
+
+        axes   of the lines: "shared", or "free" for a map whose lines are turned each as it likes ("ego" or "random" axes), which
+               nothing in its text tells.
         """
         parsed = parse_map(text)
-        layout = solve_layout(parsed.triplets)
+        layout = solve_layout(parsed.triplets, axes)
         return cls(
             name,
             tuple(
