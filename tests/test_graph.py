@@ -191,6 +191,31 @@ def test_an_exact_label_wins_over_a_longer_one():
 
 
 @pytest.mark.parametrize(
+    ("labels", "phrase", "count"),
+    [
+        (["book", "book", "book", "books"], "book(s)", 3),
+        (["book", "book", "book", "books"], "books", 1),
+        (["glass", "glass", "glasses"], "the glass(es)", 2),
+        (["curtain", "curtain", "curtains"], "curtain", 2),
+        (["Curtain", "curtain", "curtains"], "curtain", 2),
+        (["curtains"], "curtain", 1),
+    ],
+)
+def test_a_label_wins_over_its_plural(labels, phrase, count):
+    graph = SceneGraph.from_boxes([box(label, i, 0) for i, label in enumerate(labels)])
+    assert len(find(graph, phrase)) == count
+
+
+@pytest.mark.parametrize(
+    ("label", "phrase"),
+    [("table", "tablet"), ("speaker", "sneaker"), ("trowel", "towel"), ("painter", "printer"), ("bead", "bed"), ("table 2", "table 1")],  # noqa: E501
+)
+def test_what_is_spelled_nearly_alike_is_something_else(label, phrase):
+    graph = SceneGraph.from_boxes([box(label, 0, 0), box("desk", 1, 0)])
+    assert find(graph, phrase) == []
+
+
+@pytest.mark.parametrize(
     ("phrase", "expected"),
     [("the Shelves", "shelf"), ("boxes", "box"), ("a bus", "bus"), ("glasses", "glass"), ("table(s)", "table")],
 )

@@ -110,6 +110,26 @@ def test_what_the_graph_lacks_is_named_and_not_guessed(graph, question, missing)
     assert answer.missing == missing and answer.text.startswith("the graph has no ") and answer.guess == ""
 
 
+@pytest.mark.parametrize(
+    ("what", "text", "missing"),
+    [
+        ("chairs and beds", "3", ()),
+        ("chairs, beds and coffee tables", "4", ()),
+        ("black and white chairs", "2", ()),
+        ("chairs and sofas", "the graph has no sofa", ("sofa",)),
+        ("sofas and chairs", "the graph has no sofa", ("sofa",)),
+    ],
+)
+def test_things_counted_together(graph, what, text, missing):
+    answer = ask_graph(graph, f"How many {what} are there?")
+    assert (answer.text, answer.missing) == (text, missing)
+
+
+def test_a_label_spelled_nearly_so_is_asked_back(graph):
+    answer = ask_graph(graph, "How many floor laps are there?")
+    assert answer.missing == ("floor lap",) and answer.text == "the graph has no floor lap (did you mean floor lamp?)"
+
+
 def test_without_first_frames_or_floor_the_answer_says_so():
     bare = SceneGraph("bare", (GraphObject("bed", point=(0.0, 0.0)), GraphObject("desk", point=(2.0, 0.0))), scale="relative")
     order = "What will be the first-time appearance order of the following categories in the video: bed, desk?"

@@ -18,7 +18,7 @@ SYNONYMS = (
     ("washer", "washing machine", "laundry machine"),
     ("bookshelf", "bookcase", "book shelf"),
     ("nightstand", "bedside table", "night table"),
-    ("bathtub", "tub"),
+    ("bathtub", "tub", "bathtube"),
     ("stove", "cooker", "gas stove", "cooktop", "stovetop"),
     ("wardrobe", "closet", "armoire"),
     ("monitor", "computer monitor", "computer screen", "screen"),
@@ -42,15 +42,12 @@ BESIDE = re.compile(
 )
 WITH = re.compile(r"^(.+?)\s+(?:with|seen|that|which)\s+.+$")
 NEAREST = re.compile(r"^(closest|nearest|farthest|furthest)\s+(.+)$")
-CLOSE_SPELLING = 0.85  # of `difflib`: "bathtube" is "bathtub", "stool" is not "stove"
+CLOSE_SPELLING = 0.8  # of `difflib`: what may be a slip of the pen
 
 
 def plain(phrase: str) -> str:
     """Lower case, without article, punctuation and plural: the form in which phrases and labels are compared."""
-    words = re.sub(r"\(e?s\)", "", phrase.lower())
-    words = re.sub(r"[^\w.&' ]+|_", " ", words).strip(" .'")
-    words = ARTICLES.sub("", " ".join(words.split()))
-    head, _, last = words.rpartition(" ")
+    head, _, last = _literal(phrase).rpartition(" ")
     return f"{head} {_singular(last)}".strip()
 
 
@@ -59,12 +56,11 @@ def find(graph: SceneGraph, phrase: str, origin: Sequence[float] | Float[np.ndar
 
     origin   (x, y) that "the closest sofa" is measured from.
     """
-    words = plain(phrase)
-    names = [name.lower() for name in graph.names]
-    if words in names:
-        return [names.index(words)]
+    words = _literal(phrase)
     if found := _with_label(graph, [words]):
         return found
+    if named := [i for i, name in enumerate(graph.names) if name.lower() == words]:
+        return named
     if part := PART.match(words):
         return find(graph, part[1], origin)
     if (nearest := NEAREST.match(words)) and not nearest[2].startswith("to "):
@@ -82,30 +78,40 @@ def find(graph: SceneGraph, phrase: str, origin: Sequence[float] | Float[np.ndar
     if described := WITH.match(words):
         return find(graph, described[1], origin)
     # a "black office chair" is an "office chair", or else a "chair"; a "lamp" may be a "floor lamp"
-    return _with_label(graph, [" ".join(words.split()[i:]) for i in range(1, len(words.split()))]) or _like(graph, words)
+    if found := _with_label(graph, [" ".join(words.split()[i:]) for i in range(1, len(words.split()))]):
+        return found
+    return [i for i, o in enumerate(graph.objects) if plain(o.label).endswith(f" {plain(words)}")]
+
+
+def similar(graph: SceneGraph, phrase: str) -> str:
+    """The label that a phrase, of which the graph has nothing, may be a misspelling of; "" when there is none. Only to be asked
+    back: a "tablet" is no "table".
+    """
+    labels = sorted({plain(o.label) for o in graph.objects})
+    return next(iter(difflib.get_close_matches(plain(phrase), labels, 1, CLOSE_SPELLING)), "")
+
+
+def _literal(phrase: str) -> str:
+    """Lower case, without article and punctuation."""
+    words = re.sub(r"\(e?s\)", "", phrase.lower())
+    words = re.sub(r"[^\w.&' ]+|_", " ", words).strip(" .'")
+    return ARTICLES.sub("", " ".join(words.split()))
 
 
 def _with_label(graph: SceneGraph, phrases: Sequence[str]) -> list[int]:
     """Objects whose label one of the phrases is, by the first phrase and the strictest comparison that find any."""
-    labels = [plain(o.label) for o in graph.objects]
-    for wanted in phrases:
+    labels = [(_literal(o.label), plain(o.label)) for o in graph.objects]
+    for written in phrases:
+        wanted = plain(written)
         for same in (
-            lambda label, w=wanted: label == w,
-            lambda label, w=wanted: CANONICAL.get(label, label) == CANONICAL.get(w, w),
-            lambda label, w=wanted: label.replace(" ", "") == w.replace(" ", ""),
+            lambda literal, label, w=written: literal == w,
+            lambda literal, label, w=wanted: label == w,
+            lambda literal, label, w=wanted: CANONICAL.get(label, label) == CANONICAL.get(w, w),
+            lambda literal, label, w=wanted: label.replace(" ", "") == w.replace(" ", ""),
         ):
-            if found := [i for i, label in enumerate(labels) if same(label)]:
+            if found := [i for i, label in enumerate(labels) if same(*label)]:
                 return found
     return []
-
-
-def _like(graph: SceneGraph, words: str) -> list[int]:
-    """Objects of a narrower kind than the words say, or else of nearly the same spelling."""
-    labels = [plain(o.label) for o in graph.objects]
-    if found := [i for i, label in enumerate(labels) if label.endswith(f" {words}")]:
-        return found
-    close = [s for s in difflib.get_close_matches(words, sorted(set(labels)), 1, CLOSE_SPELLING) if s[:1] == words[:1]]
-    return [i for i, label in enumerate(labels) if label in close]
 
 
 def _singular(word: str) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 
 from allocentric.geometry.boxes import Box3D, box_distance, boxes_to_array
 from allocentric.geometry.floor import polygon_area
-from allocentric.graph.names import find, plain
+from allocentric.graph.names import find, plain, similar
 from allocentric.graph.questions import Asked, read_question
 from allocentric.graph.routes import plan_route, read_turns, turn_name
 from allocentric.graph.scene_graph import SceneGraph
@@ -70,19 +70,24 @@ def ask_graph(graph: SceneGraph, question: str, options: Sequence[str] = (), mea
             return PROGRAMS[asked.kind](graph, asked, question, measure)
         return PROGRAMS[asked.kind](graph, asked, question)
     except _Missing as lacking:
-        what = lacking.args[0]
-        return GraphAnswer(f"the graph has no {_joined(what)}", question, (f"not in the graph: {_joined(what)}",), missing=what)
+        return _lacks(graph, lacking.args[0], question)
 
 
 # --- One program per kind ---
 
 
 def count(graph: SceneGraph, asked: Asked, question: str) -> GraphAnswer:
-    """Number of objects of a category."""
+    """Number of objects of a category; of several together when it is asked for "chairs and beds"."""
     (label,) = asked.objects
-    found = _some(graph, label)
-    names = _names(graph, found)
-    return GraphAnswer(str(len(found)), question, (f"{plain(label)}: {', '.join(names)}", f"count = {len(found)}"), names)
+    parts = _counted(graph, label)
+    found = {plain(part): find(graph, part) for part in parts}
+    if lacking := tuple(part for part, some in found.items() if not some):
+        raise _Missing(lacking)
+    names = {part: _names(graph, some) for part, some in found.items()}
+    used = tuple(dict.fromkeys(name for some in names.values() for name in some))
+    sum_of = " + ".join(str(len(some)) for some in names.values()) + " = " if len(names) > 1 else ""
+    steps = (*(f"{part}: {', '.join(some)}" for part, some in names.items()), f"count = {sum_of}{len(used)}")
+    return GraphAnswer(str(len(used)), question, steps, used)
 
 
 def distance(graph: SceneGraph, asked: Asked, question: str, measure: Measure | None = None) -> GraphAnswer:
@@ -209,11 +214,10 @@ def route(graph: SceneGraph, asked: Asked, question: str) -> GraphAnswer:
     steps += tuple(f"several objects fit {plain(phrase)!r}: averaged over them" for phrase in found.several)
     steps += tuple(f"{text}: {p:.2f}" for text, p in zip(written, found.probability, strict=True))
     choice = asked.letters[best] if asked.letters else written[best]
-    missing = tuple(map(plain, found.missing))
+    missing = tuple(dict.fromkeys(map(plain, found.missing)))
     names = _names(graph, found.objects)
     if missing:
-        steps = (f"not in the graph: {_joined(missing)}", *steps)
-        return GraphAnswer(f"the graph has no {_joined(missing)}", question, steps, names, missing, choice, found.probability[best])
+        return _lacks(graph, missing, question, steps, objects=names, guess=choice, confidence=found.probability[best])
     return GraphAnswer(choice, question, steps, names, confidence=found.probability[best])
 
 
@@ -241,6 +245,23 @@ def sector(level: str, angle: float) -> str:
     if level == "medium":
         return "back" if abs(angle) >= math.radians(135) else side
     return f"{'back' if abs(angle) > math.pi / 2 else 'front'}-{side}"
+
+
+def _lacks(graph: SceneGraph, what: tuple[str, ...], question: str, steps: Sequence[str] = (), **known) -> GraphAnswer:
+    """The answer where the graph has not what is named. A label that is spelled nearly so is asked back, not used."""
+    perhaps = tuple(dict.fromkeys(label for phrase in what if (label := similar(graph, phrase))))
+    text = f"the graph has no {_joined(what)}" + (f" (did you mean {_joined(perhaps)}?)" if perhaps else "")
+    return GraphAnswer(text, question, (f"not in the graph: {_joined(what)}", *steps), missing=what, **known)
+
+
+def _counted(graph: SceneGraph, phrase: str) -> list[str]:
+    """The categories that are counted together: a phrase is one ("table and chairs") where the graph has it by that name, or where
+    its parts are no things themselves ("black and white chairs").
+    """
+    parts = [part for part in re.split(r",\s*(?:and\s+)?|\s+and\s+", phrase) if part.strip()]
+    named = any(plain(o.label) == plain(phrase) for o in graph.objects)
+    things = all(find(graph, part) or re.search(r"s\b|\(e?s\)$", part) for part in parts)
+    return parts if len(parts) > 1 and things and not named else [phrase]
 
 
 def _some(graph: SceneGraph, phrase: str) -> list[int]:
