@@ -13,6 +13,7 @@ from allocentric.graph.metrics import position_rmse
 from allocentric.graph.names import find, plain
 from allocentric.graph.perturb import perturb
 from allocentric.graph.scene_graph import GraphObject, Relation, SceneGraph
+from allocentric.graph.source import open_graph
 from allocentric.scenes import AnnotatedScene, SceneObject
 
 
@@ -118,6 +119,13 @@ def test_from_text_is_the_layout_up_to_the_grid(scene):
     offset = back.points[order] - graph.points
     assert np.abs(offset - offset.mean(0)).max() < 0.35  # grids of up to 3.4 m have cells of up to 0.34 m
     assert all(o.sigma > 0 for o in back.objects)
+
+
+def test_what_a_written_map_does_not_place_is_said(tmp_path):
+    file = tmp_path / "room.txt"
+    file.write_text("<map>\nbed(0,0) desk(9,0) lamp(0,9) r=3.0\nfan.1(0,0) fan.2(9,0) box(0,9) r=3.0\n</map>")
+    mapped = open_graph(file)
+    assert mapped.graph.names == ("bed", "desk", "lamp") and mapped.origin.endswith("; not placed: fan, fan.2, box")
 
 
 def test_lines_with_axes_of_their_own_are_read_as_such(scene):

@@ -20,7 +20,7 @@ from allocentric.graph.metrics import (
     position_rmse,
     spacer_score,
 )
-from allocentric.graph.programs import ask_graph, sector
+from allocentric.graph.programs import GraphAnswer, ask_graph, sector
 from allocentric.graph.questions import read_question
 from allocentric.graph.routes import read_turns, turn_name
 from allocentric.graph.scene_graph import GraphObject, SceneGraph
@@ -312,6 +312,69 @@ def test_disagreement(graph):
     turn = ask_graph(graph, HARD.format("bed", "coffee table", "trash bin"))
     assert disagrees(turn, "front-right") and not disagrees(turn, "Front-left.")
     assert not disagrees(ask_graph(graph, "How many sofas are there?"), "1")
+    assert not disagrees(ask_graph(graph, "Is it raining?"), "yes")
+
+
+NEAREST = "Which of these objects ({}) is the closest to the trash bin?"
+TURNS = ROUTE.format("bed", "floor lamp", "trash bin", "1. [please fill in] 2. Go forward until the coffee table 3. [please fill in] 4. Go forward until the trash bin.")  # noqa: E501
+
+
+@pytest.mark.parametrize(
+    ("question", "options", "text", "said", "differs"),
+    [
+        ("Which is closest to the bed?", (), "the sofa", "sofa", False),
+        ("Which is closest to the bed?", (), "the sofa", "The couch.", False),
+        ("Which is closest to the bed?", (), "the sofa", "the bed", True),
+        (NEAREST.format("table, coffee table"), (), "coffee table", "It is the coffee table", True),  # could be either
+        (NEAREST.format("chair, coffee table"), (), "coffee table", "It is the coffee table", False),
+        (NEAREST.format("chair, bed"), ("A. chair", "B. bed"), "B", "bed", False),
+        (NEAREST.format("chair, bed"), ("A. chair", "B. bed"), "B", "(B) the bed", False),
+        (NEAREST.format("chair, bed"), ("A. chair", "B. bed"), "B", "A bed", False),
+        (NEAREST.format("chair, bed"), ("A. chair", "B. bed"), "B", "A", True),
+        ("What is the order of appearance: bed, chair, lamp?", (), "bed, chair, lamp", "bed, lamp, chair", True),
+        ("What is the order of appearance: bed, chair, lamp?", (), "bed, chair, lamp", "Bed, chair and lamp.", False),
+        (TURNS, (), "turn left, turn right", "turn right, turn left", True),
+        (TURNS, ("A. Turn Left, Turn Right", "B. Turn Right, Turn Left"), "A", "left, then right", False),
+        ("Where is the bed?", (), "x 1.0 y 2.0", "x 5.0 y 9.0", True),
+        ("Where is the bed?", (), "x 1.0 y 2.0 z -1.1", "x 1.0 y 2.0 z -3.1", True),
+        ("Where is the bed?", (), "x 0.0 y 2.0 z -1.1", "x 0.1 y 2.1", False),
+        (HARD.format("bed", "desk", "lamp"), (), "back-left", "back left", False),
+        (HARD.format("bed", "desk", "lamp"), (), "back-left", "behind me, to the left", False),
+        (HARD.format("bed", "desk", "lamp"), ("A. front-left", "B. back-left"), "B", "front-left", True),
+        ("If I am standing by the bed and facing the desk, is the lamp to my left or right?", (), "left", "to the left", False),
+        ("How many chairs are there?", (), "2", "two", False),
+        ("How many chairs are there?", (), "2", "There are three.", True),
+    ],
+)  # fmt: skip
+def test_answers_are_compared_by_what_they_mean(question, options, text, said, differs):
+    assert disagrees(GraphAnswer(text, question), said, options) == differs
+
+
+def test_a_written_map_explains_answers_by_its_own_lines(graph):
+    text = "<map>\nbed(0,0) coffee table(9,1) trash bin(9,9) r=4.2\nchair(3,9) bed(0,0) trash bin(9,8) r=4.1\n</map>"
+    written = SceneGraph.from_text(text)
+    for kept in (written, SceneGraph.from_json(written.to_json())):
+        lines = explain(kept, ask_graph(kept, HARD.format("bed", "coffee table", "trash bin")))
+        assert lines[0] == "triplet  bed(0,0) coffee table(9,1) trash bin(9,9) r=4.2"
+        apart = explain(kept, ask_graph(kept, "How far is the chair from the coffee table?"))
+        assert [line.split("  ")[1] for line in apart[:2]] == text.splitlines()[1:3]
+
+
+def test_labels_that_maps_cannot_spell_get_numbers_of_their_own():
+    boxes = [box(label, i, i % 2) for i, label in enumerate(("椅子", "42", "Chair", "chair", "bed", "lamp"))]
+    strange = SceneGraph.from_boxes(boxes)
+    nodes = (("object", 1), ("object", 2), ("chair", 1), ("chair", 2), ("bed", 1), ("lamp", 1))
+    assert strange.nodes == nodes and {node for t in strange.triplets() for node in t.nodes} == set(nodes)
+    answer = ask_graph(strange, "How many chairs are there?")
+    assert answer.text == "2" and explain(strange, answer)
+    assert explain(strange, ask_graph(strange, HARD.format("bed", "lamp", "椅子")))[0].count("object") == 1
+
+
+def test_without_a_camera_there_is_no_place_from_it():
+    bare = SceneGraph("bare", (GraphObject("bed", point=(1.0, 2.0)),))
+    asked = "Where is the bed from the first camera position (x right, y forward, z up, in meters)?"
+    assert ask_graph(bare, asked).missing == ("place of the first camera",)
+    assert ask_graph(bare, "Where is the bed?").text == "x 1.0 y 2.0"
 
 
 # --- Layouts ---

@@ -23,6 +23,7 @@ from allocentric.graph.triplets import Node, Triplet
 OPEN, CLOSE = "<map>", "</map>"
 OBJECT = r"([a-z][a-z0-9 _-]*?)\s*(?:\.\s*([0-9]+))?\s*\(\s*([0-9])\s*,\s*([0-9])\s*\)"
 LINE = re.compile(rf"{OBJECT}[\s,;]*{OBJECT}[\s,;]*{OBJECT}(?:[\s,;]*r\s*=\s*([0-9]+(?:\.[0-9]+)?)\s*m?)?", re.ASCII)
+NAMELESS = "object"
 LONGEST_NUMBER = 9  # digits of an instance or extent: more is noise
 
 
@@ -46,11 +47,19 @@ class ParsedMap:
 
 def clean_label(label: str) -> str:
     """A label as the grammar spells it: lower case, letters, digits, spaces, "_" and "-", beginning with a letter."""
-    cleaned = re.sub(r"[^a-z0-9 _-]+", " ", label.lower())
-    cleaned = re.sub(r"^[^a-z]+", "", " ".join(cleaned.split()))
-    if not cleaned:
+    if not (cleaned := _cleaned(label)):
         raise ValueError(f"label: expected at least one letter from a to z, found {label!r}")
     return cleaned
+
+
+def spelled(label: str) -> str:
+    """`clean_label`, and "object" for a label without a letter from a to z."""
+    return _cleaned(label) or NAMELESS
+
+
+def _cleaned(label: str) -> str:
+    cleaned = re.sub(r"[^a-z0-9 _-]+", " ", label.lower())
+    return re.sub(r"^[^a-z]+", "", " ".join(cleaned.split()))
 
 
 def write_map(triplets: Iterable[Triplet]) -> str:

@@ -18,7 +18,7 @@ from itertools import chain, repeat
 import numpy as np
 
 from allocentric.answer import split_notes
-from allocentric.graph.grammar import CLOSE, OPEN, clean_label, parse_map, write_map
+from allocentric.graph.grammar import CLOSE, OPEN, parse_map, write_map
 from allocentric.graph.grid import grid_map, parse_grid, write_grid
 from allocentric.graph.metrics import map_quality, matched_places, position_rmse
 from allocentric.graph.scene_graph import GraphObject, SceneGraph
@@ -86,13 +86,13 @@ def with_objects(graph: SceneGraph, objects: Sequence[GraphObject]) -> SceneGrap
 
 def nodes_of(graph: SceneGraph) -> list[Node]:
     """Objects as maps name them."""
-    return [(clean_label(o.label), o.instance) for o in graph.objects]
+    return list(graph.nodes)
 
 
 def names_in_map(graph: SceneGraph) -> list[str]:
     """Objects as the text of a map names them: "bed", "chair.2"."""
-    count = Counter(o.label for o in graph.objects)
-    return [f"{clean_label(o.label)}.{o.instance}" if count[o.label] > 1 else clean_label(o.label) for o in graph.objects]
+    count = Counter(label for label, _ in graph.nodes)
+    return [f"{label}.{instance}" if count[label] > 1 else label for label, instance in graph.nodes]
 
 
 def noted_objects(graph: SceneGraph, question: Question, written: str) -> list[GraphObject]:
@@ -218,7 +218,8 @@ class WrittenMap:
             GraphObject(*layout.nodes[i], None, tuple(layout.points[i].tolist()), first, float(layout.sigma[i]))
             for first, i in enumerate(placed)
         ]
-        return SceneGraph(name, tuple(objects), scale="metric" if layout.metric else "relative")
+        scale = "metric" if layout.metric else "relative"
+        return SceneGraph(name, tuple(objects), scale=scale, written=self.triplets)
 
 
 def read(text: str, form: str = "triplets") -> WrittenMap:

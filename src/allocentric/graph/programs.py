@@ -165,9 +165,13 @@ def direction(graph: SceneGraph, asked: Asked, question: str) -> GraphAnswer:
 
 
 def position(graph: SceneGraph, asked: Asked, question: str) -> GraphAnswer:
-    """Where an object is from the first camera: metres to the right, forward, up; in the world when there is no camera."""
+    """Where an object is from the first camera: metres to the right, forward, up. Without a camera, in the frame of the map, unless
+    it is the camera that is asked about.
+    """
     (phrase,) = asked.objects
     i = _one(graph, phrase)
+    if graph.viewpoint is None and re.search(r"\bcamera\b", question, re.I):
+        raise _Missing(("place of the first camera",))
     if graph.viewpoint is not None:
         o, frame = graph.canonical().objects[i], "from the first camera (x right, y forward, z up)"
     else:

@@ -12,9 +12,9 @@ from jaxtyping import Float
 
 from allocentric.geometry.boxes import Box3D, box_distance, boxes_to_array, into_footprint_frame
 from allocentric.geometry.floor import polygon_area
-from allocentric.graph.grammar import clean_label, parse_map
+from allocentric.graph.grammar import parse_map, spelled, write_map
 from allocentric.graph.solve import solve_layout
-from allocentric.graph.triplets import Triplet, build_chain
+from allocentric.graph.triplets import Node, Triplet, build_chain
 from allocentric.scenes import AnnotatedScene
 
 VISIBLE = 0.003  # an object has appeared once it covers this fraction of the image
@@ -66,6 +66,7 @@ class SceneGraph:
     floor       outline of each room as an (n, 2) polygon; empty when unknown.
     room_area   square metres of floor; None when unknown.
     viewpoint   (x, y, z, heading) of the first camera, heading in radians counter-clockwise from the x axis; None when unknown.
+    written     the triplets of the map that it was read from; empty when there was none.
     """
 
     name: str
@@ -75,12 +76,25 @@ class SceneGraph:
     room_area: float | None = None
     viewpoint: tuple[float, float, float, float] | None = None
     scale: Literal["metric", "relative"] = "metric"
+    written: tuple[Triplet, ...] = field(default=(), compare=False)
 
     @property
     def names(self) -> tuple[str, ...]:
         """One name per object: its label, with ".k" behind it where the label repeats ("chair.2")."""
         counts = Counter(o.label for o in self.objects)
         return tuple(o.label if counts[o.label] == 1 else f"{o.label}.{o.instance}" for o in self.objects)
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """Each object as maps write it: its label as the grammar spells it ("object" where it cannot), and its number among those
+        that are spelled alike.
+        """
+        labels = [spelled(o.label) for o in self.objects]
+        numbered = tuple((label, o.instance) for label, o in zip(labels, self.objects, strict=True))
+        if len(set(numbered)) == len(numbered):
+            return numbered
+        counts: Counter[str] = Counter()  # "Chair" and "chair" are two labels, but one in a map
+        return tuple((label, counts.update((label,)) or counts[label]) for label in labels)
 
     @property
     def points(self) -> Float[np.ndarray, "n 2"]:
@@ -155,6 +169,7 @@ class SceneGraph:
             ),
             viewpoint=viewpoint,
             scale="metric" if layout.metric else "relative",
+            written=parsed.triplets,
         )
 
     @classmethod
@@ -192,13 +207,12 @@ class SceneGraph:
 
     def triplets(self, redundancy: int = 3, axes: Literal["shared", "ego", "random"] = "shared") -> list[Triplet]:
         """The graph as a chain of local triplets (`graph.triplets`), in order of first appearance; extents where it is metric."""
-        nodes = [(clean_label(o.label), o.instance) for o in self.objects]
         gaps = None
         if self.objects and all(o.box is not None for o in self.objects):
             rows = boxes_to_array(o.box for o in self.objects)
             i, j = np.indices((len(rows), len(rows))).reshape(2, -1)
             gaps = box_distance(rows[i], rows[j]).reshape(len(rows), len(rows))
-        return build_chain(nodes, self.points, gaps, redundancy, axes, metric=self.scale == "metric")
+        return build_chain(self.nodes, self.points, gaps, redundancy, axes, metric=self.scale == "metric")
 
     def boxes(self) -> list[Box3D]:
         """The boxes of all objects; ValueError when some are known as points only."""
@@ -219,6 +233,7 @@ class SceneGraph:
                 "floor": [np.asarray(polygon).tolist() for polygon in self.floor],
                 "objects": [_object_to_dict(o) for o in self.objects],
                 "relations": [asdict(r) for r in self.relations],
+                "map": write_map(self.written) if self.written else None,
             }
         )
 
@@ -243,6 +258,7 @@ class SceneGraph:
                 room_area=None if data["room_area"] is None else float(data["room_area"]),
                 viewpoint=None if view is None else _numbers(view, 4),
                 scale=data["scale"],
+                written=parse_map(data.get("map") or "").triplets,
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"scene graph: found something malformed ({error!r}), expected what to_json writes") from None

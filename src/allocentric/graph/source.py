@@ -113,8 +113,16 @@ def map_by_model(scene: Scene, labels: Sequence[str], name: str = "") -> Mapped:
     written = read(text)
     if not written.triplets:
         raise ValueError(f"{name}: found no map in what the model wrote ({text[:60]!r}), expected the weights of an SSR")
+    graph = written.graph(name)
     dropped = f", {written.n_bad} of {written.n_lines} lines dropped" if written.n_bad else ""
-    return Mapped(written.graph(name), f"written by the model, {len(written.triplets)} triplets{dropped}")
+    return Mapped(graph, f"written by the model, {len(written.triplets)} triplets{dropped}{_unplaced(graph)}")
+
+
+def _unplaced(graph: SceneGraph) -> str:
+    """What a written map names and its lines do not place, in words."""
+    named = dict.fromkeys(node for t in graph.written for node in t.nodes)
+    lost = [label if instance == 1 else f"{label}.{instance}" for label, instance in named if (label, instance) not in graph.nodes]
+    return f"; not placed: {', '.join(lost)}" if lost else ""
 
 
 def _read(path: Path, scene: str | None) -> Mapped | None:
@@ -124,8 +132,9 @@ def _read(path: Path, scene: str | None) -> Mapped | None:
         parsed = parse_map(text)
         if not parsed.triplets:
             raise ValueError(f"{path}: expected a map of triplets, found none in {parsed.n_lines} lines")
+        graph = SceneGraph.from_text(text, path.stem)
         dropped = f"; {parsed.n_bad} of {parsed.n_lines} lines dropped" if parsed.n_bad else ""
-        return Mapped(SceneGraph.from_text(text, path.stem), f"solved from {len(parsed.triplets)} written triplets{dropped}")
+        return Mapped(graph, f"solved from {len(parsed.triplets)} written triplets{dropped}{_unplaced(graph)}")
     if path.is_file() and path.suffix == ".json":
         text = path.read_text(encoding="utf-8", errors="replace")
         if '"allocentric-graph"' in text[:200]:
