@@ -233,6 +233,22 @@ def test_rooms_are_videos_with_their_truth(allo, tmp_path):
     assert len(open_views(tmp_path / "made" / "room-7" / "video.mp4")) == 5
 
 
+def test_the_demo_asks_about_the_frames_it_shows(allo, tmp_path, monkeypatch):
+    from allocentric import demo
+    from allocentric.rooms import write_video as film
+
+    small = {"height": 56, "width": 84, "seconds": 2, "annotated_frames": 4, "workers": 1}
+    monkeypatch.setattr(demo, "write_video", lambda seed, folder, **size: film(seed, folder, **small))
+    used, draw, watch = [], demo.contact_sheet, allocentric.model.Model.watch
+    monkeypatch.setattr(demo, "contact_sheet", lambda views, *given, **how: used.append(views) or draw(views, *given, **how))
+    monkeypatch.setattr(allocentric.model.Model, "watch", lambda model, views: used.append(views) or watch(model, views))
+    out, err, code = allo("demo", "--out", "made", "--seed", 7)
+    assert code == 0, err
+    shown, watched = used
+    assert watched is shown and len(shown) == demo.FRAMES
+    assert {path.name for path in (tmp_path / "made").iterdir()} == {"room", "frames.png", "map.png"} and "square metres" in out
+
+
 def test_eval_renders_rooms_asks_and_resumes(allo, tmp_path, monkeypatch):
     from allocentric.evaluate.answers import read_rows
     from allocentric.evaluate.rooms import summary

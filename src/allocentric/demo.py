@@ -42,7 +42,7 @@ def run_demo(out: Path, seed: int, console: Console) -> None:
     contact_sheet(chosen, selection, title="the frames that together show most of the room").save(out / "frames.png")
     topdown(scene, title="the room from above: what is true, for comparison").save(out / "map.png")
     with console.status("watching and asking"):
-        watched = model.watch(video, FRAMES)
+        watched = model.watch(chosen)
         questions = one_of_each(make_questions(scene, np.random.default_rng(seed), per_task=1))
         answers = watched.ask([VSI_TASKS[base_task(q.task)].prompt(q) for q in questions], max_new_tokens=96)
 
