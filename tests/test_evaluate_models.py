@@ -173,7 +173,7 @@ def test_rooms_that_cannot_be_asked_about_are_refused(allo, shards, tmp_path):
         (("--videos", tmp_path), "--videos: rooms has none"),
         (("--only", "nothing", "--data", shards.folder), "found no questions about scenes 'nothing'"),
         (("--count", 0), "--count: found 0, expected at least 1"),
-        (("--model", "nowhere"), "nowhere: found no such folder"),
+        (("--model", "nowhere"), "nowhere: found no such file or folder"),
     ):
         _, err, code = allo(*ROOMS, *words)
         assert code == 2 and complaint in err and len(err.splitlines()) == 1, err

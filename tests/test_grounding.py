@@ -320,7 +320,7 @@ def test_search_writes_json_and_pictures(pointer, tmp_path):
     assert len(frames_showing(views, wide)) == len(views) and len(frames_showing(views, BOXES[2])) == 0
     with pytest.raises(ValueError, match="descriptions: found none"):
         ground.search(views, [], tmp_path / "model")
-    with pytest.raises(ValueError, match="found no such folder"):
+    with pytest.raises(ValueError, match="found no such file or folder"):
         ground.search(views, ["the chair"], tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"does not fit the model: missing \['ground_head"):
         ground.search(views, ["the chair"], S2_NANO.parent / "nano")  # a base, which has not learned to point

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import allocentric
+from allocentric.models.grounding import S2_NANO
 from allocentric.models.spa3_vlm import Spa3VLMConfig, Spa3VLMForConditionalGeneration
 from allocentric.models.ssr import SSRForConditionalGeneration
 from allocentric.views import Views
@@ -59,3 +60,29 @@ def test_a_spa3_vlm_is_shown_frames_as_it_was_trained(folders):
     found = model.watch(views).first_logits([question])
     assert torch.allclose(found, plain, atol=1e-4 * float(plain.abs().max()))
     assert not torch.allclose(found, cropped, atol=1e-4 * float(plain.abs().max()))
+
+
+def test_latents_are_kept_where_one_says(folders, tmp_path):
+    views = Views(frames=frames(4, seed=3))
+    model = allocentric.load(folders / "spa3-vlm", device="cpu", latents=tmp_path / "latents")
+    first = model.watch(views).first_logits(["how many chairs?"])
+    assert len(list((tmp_path / "latents").iterdir())) == 1
+    again = allocentric.load(folders / "spa3-vlm", device="cpu", latents=tmp_path / "latents")
+    again.network.model.spatial_encoder.forward = None  # nothing is encoded again
+    assert torch.equal(again.watch(views).first_logits(["how many chairs?"]), first)
+    with pytest.raises(ValueError, match="latents: found nano, a spatial-mllm, expected a Spa3-VLM"):
+        allocentric.load(device="cpu", latents=tmp_path)
+
+
+def test_every_system_describes_itself(folders, tmp_path):
+    from allocentric.encoders.spa3r import Spa3R, Spa3RConfig, save_spa3r
+    from allocentric.info import describe
+
+    for name, kind in (("spa3-vlm", "spa3-vlm"), ("ssr", "allocentric-ssr")):
+        facts = describe(str(folders / name))
+        network = allocentric.load(folders / name, device="cpu").network
+        assert facts["type"] == kind and facts["parameters"] == sum(p.numel() for p in network.parameters())
+        assert facts["3D encoder"] == sum(p.numel() for p in network.model.spatial_encoder.parameters())
+    save_spa3r(spa3r := Spa3R(Spa3RConfig.tiny()), tmp_path)
+    assert describe(str(tmp_path))["parameters"] == sum(p.numel() for p in spa3r.parameters())
+    assert describe(str(S2_NANO))["type"] == "s2-mllm-qwen" and describe("nano")["dtype"] == "bfloat16"

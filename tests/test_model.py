@@ -2,6 +2,7 @@
 
 import gc
 import importlib
+import json
 import sys
 
 import av
@@ -174,7 +175,7 @@ def test_without_heads_space_aware_sampling_of_a_video_is_refused(checkpoint, vi
 
 
 def test_what_is_not_a_model_is_refused(tmp_path, checkpoint):
-    with pytest.raises(ValueError, match=r"nowhere: found no such folder, expected one with weights, or a hub id"):
+    with pytest.raises(ValueError, match=r"nowhere: found no such file or folder, expected one with weights, or a hub id"):
         load("nowhere", device="cpu")
     (tmp_path / "config.json").write_text('{"model_type": "llama", "architectures": ["Llama"]}')
     with pytest.raises(ValueError, match=r"found model_type 'llama'.* expected 'spatial-mllm'"):
@@ -206,3 +207,81 @@ def test_a_new_model_from_its_parts(tmp_path):
     assert weight.shape == (48, 8 * 2 * 32) and weight.std().item() == pytest.approx(0.02, rel=0.05)
     with pytest.raises(ValueError, match="found model_type 'vggt', expected 'qwen2_5_vl'"):
         from_parts(tmp_path / "vggt", tmp_path / "vggt")
+
+
+def said(*arguments, **keywords) -> str:
+    """What `load` says of weights that it refuses: one line."""
+    with pytest.raises(ValueError) as error:
+        load(*arguments, device="cpu", **keywords)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 600
+    return str(error.value)
+
+
+def test_weights_that_do_not_fit_are_refused_in_one_line(tmp_path, checkpoint, capsys):
+    folder = save_checkpoint(tmp_path / "bad")
+    weights, heads = folder / "model.safetensors", folder / HEADS_FILE
+    whole, whole_heads = weights.read_bytes(), heads.read_bytes()
+    heads.write_bytes(whole_heads[:5000])
+    assert f"{heads}: expected a readable safetensors file" in said(folder, processor=checkpoint[1])
+    weights.write_bytes(whole[:5000])  # as an interrupted download leaves it
+    assert f"{folder}: expected readable safetensors files" in said(folder, processor=checkpoint[1])
+    tensors = load_file(save_checkpoint(tmp_path / "again") / "model.safetensors")
+    tensors["model.connector.mlp.0.bias"] = torch.zeros(3)
+    save_file(tensors, weights, metadata={"format": "pt"})
+    capsys.readouterr()
+    assert "of another shape ['model.connector.mlp.0.bias (3,) instead of" in said(folder, processor=checkpoint[1])
+    assert "MISMATCH" not in capsys.readouterr().err  # and no page of names
+    (folder / "config.json").write_text("[1, 2]")
+    assert "config.json: found [1, 2], expected a JSON object" in said(folder)
+    (folder / "config.json").write_text('{"model_type": "spatial-mllm", "use_spatial": "often"}')
+    assert "config.json: " in said(folder) and "use_spatial" in said(folder)
+
+
+def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out").mkdir()
+    for path in ("out/nowhere", "./nowhere", "/no/where", "~/nowhere", "nowhere"):
+        assert f"{path}: found no such file or folder, expected one with weights, or a hub id" in said(path)
+
+
+def test_a_folder_inside_a_hub_repository(tmp_path, checkpoint, monkeypatch):
+    asked = []
+
+    def snapshot(repository, allow_patterns):
+        asked.append((repository, allow_patterns))
+        return str(checkpoint[0].parent)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    monkeypatch.chdir(tmp_path)
+    model = load("owner/name/model", processor=checkpoint[1], device="cpu")
+    assert asked == [("owner/name", "model/*")] and model.name == "owner/name/model" and model.geometry is not None
+    assert "found no folder elsewhere in owner/name" in said("owner/name/elsewhere")
+
+
+def test_nano_takes_another_vggt_and_processor(tmp_path, checkpoint):
+    torch.manual_seed(5)
+    vggt = VGGT(tiny_model().config.spatial_config)
+    vggt.config.save_pretrained(tmp_path)
+    save_file(vggt.state_dict(), tmp_path / "model.safetensors")
+    model = load(geometry=tmp_path, device="cpu")
+    assert torch.equal(model.geometry.state_dict()["camera_head.empty_pose"], vggt.state_dict()["camera_head.empty_pose"])
+    assert model.geometry_width == vggt.config.img_size == 70 != load(device="cpu").geometry_width
+    assert "./where: found no such file or folder" in said(geometry="./where")
+    assert "./where: found no such file or folder" in said(processor="./where")
+
+
+def test_released_weights_are_shown_what_the_published_evaluation_showed(tmp_path, checkpoint):
+    """Their folder holds Qwen's processor, with bounds that nothing was trained or evaluated with."""
+    folder = save_checkpoint(tmp_path / "released", heads=False)
+    tiny_processor().tokenizer.save_pretrained(folder)
+    released = {"min_pixels": 3136, "max_pixels": 12845056, "patch_size": 14, "temporal_patch_size": 2, "merge_size": 2}
+    released |= {"image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2_5_VLProcessor"}
+    (folder / "preprocessor_config.json").write_text(json.dumps(released))
+    clip = torch.zeros(2, 3, 1080, 1920, dtype=torch.uint8)
+    grid = lambda model: model.processor.look(clip)["video_grid_thw"].tolist()  # noqa: E731
+    assert grid(load(folder, device="cpu")) == [[1, 40, 72]]
+    assert grid(load(folder, device="cpu", pixel_clamp="training")) == [[1, 30, 54]]
+    ours = load(checkpoint[0], processor=checkpoint[1], device="cpu")
+    assert ours.processor.pixel_clamp is None  # as it was saved
+    assert load(checkpoint[0], processor=checkpoint[1], device="cpu", newline_after_vision=True).processor.newline_after_vision
+    assert "switches: found ['clamp'], expected pixel_clamp or newline_after_vision" in said(checkpoint[0], clamp="qwen")

@@ -2,8 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from allocentric.readers import VideoFile, count_frames, layout_of, open_views
+
+if TYPE_CHECKING:
+    from torch import nn
 
 Facts = dict[str, str | int | float]
 
@@ -44,30 +48,64 @@ def describe_source(path: Path) -> Facts:
 
 
 def describe_model(path: Path | None) -> Facts:
-    """Kind, parts and parameter counts of the model in a folder, or of nano."""
-    from transformers.utils import logging
+    """Kind, parts and parameter counts of the model in a folder, or of nano. No weights are read."""
+    import torch
 
     from allocentric.model import NANO
-    from allocentric.models.spatial_mllm import load_spatial_mllm
+    from allocentric.models.loading import read_config
 
-    logging.disable_progress_bar()
     folder = path or NANO
-    network = load_spatial_mllm(folder)
-    model = network.model
-    parts = {
-        "2D encoder": model.visual,
-        "3D encoder": model.spatial_encoder,
-        "connector": model.connector,
-        "language model": model.language_model,
+    config = read_config(folder)
+    with torch.device("meta"):
+        network = _network(folder, config)
+    model = getattr(network, "model", network)
+    names = {
+        "2D encoder": ("visual", "vision_tower"),
+        "3D encoder": ("spatial_encoder",),
+        "structure": ("structure",),
+        "connector": ("connector", "multi_modal_projector"),
+        "language model": ("language_model",),
     }
-    counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items() if part is not None}
+    parts = {part: next(filter(None, (getattr(model, name, None) for name in found)), None) for part, found in names.items()}
+    counts = {part: sum(p.numel() for p in module.parameters()) for part, module in parts.items() if module is not None}
+    stored = config.get("dtype") or config.get("torch_dtype")
     card = folder / "card.json"
     return {
         "model": "nano" if path is None else str(path),
         "type": network.config.model_type,
         "parameters": sum(p.numel() for p in network.parameters()),
         **counts,
-        "dtype": str(network.dtype).removeprefix("torch."),
+        **({"dtype": stored} if stored else {}),
         "attention": network.config._attn_implementation,
         **(json.loads(card.read_text()) if card.is_file() else {}),
     }
+
+
+def _network(folder: Path, config: dict) -> "nn.Module":
+    """The network that a config describes."""
+    from allocentric.encoders.spa3r import Spa3R, Spa3RConfig
+    from allocentric.encoders.vggt import VGGT, VGGTConfig
+    from allocentric.models.loading import make_config
+    from allocentric.models.s2_mllm import (
+        S2LlavaConfig,
+        S2LlavaForConditionalGeneration,
+        S2QwenConfig,
+        S2QwenForConditionalGeneration,
+    )
+    from allocentric.models.spa3_vlm import Spa3VLMForConditionalGeneration, is_spa3_vlm, spa3_vlm_config
+    from allocentric.models.spatial_mllm import SpatialMLLMForConditionalGeneration, spatial_mllm_config
+    from allocentric.models.ssr import SSRConfig, SSRForConditionalGeneration
+
+    kinds = (
+        (SSRConfig, SSRForConditionalGeneration),
+        (S2LlavaConfig, S2LlavaForConditionalGeneration),
+        (S2QwenConfig, S2QwenForConditionalGeneration),
+        (Spa3RConfig, Spa3R),
+        (VGGTConfig, VGGT),
+    )
+    if is_spa3_vlm(config):
+        return Spa3VLMForConditionalGeneration(spa3_vlm_config(folder))
+    for settings, network in kinds:
+        if config.get("model_type") == settings.model_type:
+            return network(make_config(settings, f"{folder}: config.json", {k: v for k, v in config.items() if k != "model_type"}))
+    return SpatialMLLMForConditionalGeneration(spatial_mllm_config(folder))

@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedConfig
 
-from allocentric.encoders.checkpoints import load_exactly
+from allocentric.encoders.checkpoints import load_exactly, located, read_tensors
 from allocentric.encoders.vggt import VGGT, load_vggt
+from allocentric.models.loading import read_config
 from allocentric.models.processor import SpatialMLLMProcessor
 from allocentric.models.scene import Scene, SceneCache
-from allocentric.models.spa3_vlm import Spa3VLMConfig, Spa3VLMProcessor, is_spa3_vlm, load_spa3_vlm
+from allocentric.models.spa3_vlm import Spa3VLMConfig, Spa3VLMModel, Spa3VLMProcessor, is_spa3_vlm, load_spa3_vlm
 from allocentric.models.spatial_mllm import SpatialMLLMForConditionalGeneration, load_spatial_mllm
-from allocentric.models.ssr import SSRConfig, SSRForConditionalGeneration, SSRProcessor
+from allocentric.models.ssr import SSRConfig, SSRProcessor, load_ssr
 from allocentric.readers import Source
 from allocentric.sampling import CANDIDATES, sample
 from allocentric.views import Views
@@ -68,8 +68,7 @@ class Model:
     @property
     def geometry_width(self) -> int:
         """Image width, pixels, at which VGGT looks at candidate frames: the size it was trained at."""
-        config = _vggt_config(self.network.config)
-        return config.img_size if config is not None else 518
+        return self.geometry.config.img_size if self.geometry is not None else 518
 
 
 def load(
@@ -78,45 +77,64 @@ def load(
     geometry: str | Path | None = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype | str = "auto",
+    latents: str | Path | None = None,
+    **switches,
 ) -> Model:
     """Load a model: nano, which comes with the package, or weights from a folder or a Hugging Face hub id.
 
     path        None for nano; else a released Spatial-MLLM (v1.0, v1.1) or Spa3-VLM, or a Spatial-MLLM, Spa3-VLM or SSR saved by
-                this library.
+                this library. "owner/name/folder" is a folder of a hub repository.
     processor   where tokenizer and image processor lie if not with the weights (released v1.1 folders lack some of them;
                 Qwen/Qwen2.5-VL-3B-Instruct has them all).
     geometry    VGGT weights with heads, for space-aware sampling of plain video (facebook/VGGT-1B). nano brings its own.
     device      default: the first GPU if there is one.
-    dtype       default: as stored; nano runs in float32 on a CPU.
+    dtype       default: as stored; nano in float32.
+    latents     folder in which a Spa3-VLM keeps the latents of scenes.
+    switches    of the processor: `pixel_clamp`, `newline_after_vision` (`SpatialMLLMProcessor`). Weights that come with Qwen's own
+                processor, as released, are shown what the published evaluations showed: pixel_clamp="qwen".
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if unknown := switches.keys() - {"pixel_clamp", "newline_after_vision"}:
+        raise ValueError(f"switches: found {sorted(unknown)}, expected pixel_clamp or newline_after_vision")
+    name = "nano" if path is None else str(path)
     if path is None:
-        return _load_nano(device, dtype)
-    if not Path(path).is_dir() and str(path).count("/") != 1:
-        raise ValueError(f"{path}: found no such folder, expected one with weights, or a hub id (owner/name)")
-    network, read_processor = _load_network(path, dtype)
+        path, dtype = NANO, torch.float32 if dtype == "auto" else dtype
+    folder = located(path)
+    network, read_processor = _load_network(folder, dtype)
     network.to(device)
-    heads = Path(path) / HEADS_FILE
+    if latents is not None:
+        if not isinstance(network.model, Spa3VLMModel):
+            raise ValueError(f"latents: found {name}, a {network.config.model_type}, expected a Spa3-VLM: others make none")
+        network.model.keep_latents(latents)
+    heads = Path(folder) / HEADS_FILE
     vggt = None
     if geometry is not None:
         vggt = load_vggt(geometry).to(device)
     elif heads.is_file():
         vggt = _with_heads(network, heads)
-    return Model(network, read_processor(processor or path), str(path), vggt)
+    return Model(network, read_processor(folder if processor is None else located(processor), **switches), name, vggt)
 
 
 def _load_network(
     path: str | Path, dtype: torch.dtype | str
 ) -> tuple[SpatialMLLMForConditionalGeneration, Callable[..., SpatialMLLMProcessor]]:
     """The system that the config at `path` names, and what reads the processor that goes with it."""
-    config, _ = PreTrainedConfig.get_config_dict(path)
+    config = read_config(path)
     if is_spa3_vlm(config):
         network = load_spa3_vlm(path, dtype=dtype)
         width = network.config.spa3r_config.vggt_config.img_size
         return network, partial(Spa3VLMProcessor.from_pretrained, frames_as=network.config.frames_as, geometry_width=width)
     if config.get("model_type") == SSRConfig.model_type:
-        return SSRForConditionalGeneration.from_pretrained(path, dtype=dtype).eval(), SSRProcessor.from_pretrained
-    return load_spatial_mllm(path, dtype=dtype), SpatialMLLMProcessor.from_pretrained
+        return load_ssr(path, dtype=dtype), SSRProcessor.from_pretrained
+    return load_spatial_mllm(path, dtype=dtype), _read_processor
+
+
+def _read_processor(path: str | Path, **switches) -> SpatialMLLMProcessor:
+    """A processor saved by this library as it was saved; Qwen's own with the bounds that published evaluations gave it."""
+    saved, _ = SpatialMLLMProcessor.get_processor_dict(path)
+    if saved.get("processor_class") != SpatialMLLMProcessor.__name__:
+        switches = {"pixel_clamp": "qwen"} | switches
+    return SpatialMLLMProcessor.from_pretrained(path, **switches)
 
 
 def _vggt_config(config: PreTrainedConfig) -> PreTrainedConfig | None:
@@ -124,19 +142,12 @@ def _vggt_config(config: PreTrainedConfig) -> PreTrainedConfig | None:
     return config.spa3r_config.vggt_config if isinstance(config, Spa3VLMConfig) else config.spatial_config
 
 
-def _load_nano(device: torch.device, dtype: torch.dtype | str) -> Model:
-    if not (NANO / "config.json").is_file():
-        raise ValueError(f"{NANO}: found no weights of nano, expected them inside the package; reinstall allocentric")
-    network = load_spatial_mllm(NANO, dtype=torch.float32 if dtype == "auto" else dtype).to(device)
-    return Model(network, SpatialMLLMProcessor.from_pretrained(NANO), "nano", _with_heads(network, NANO / HEADS_FILE))
-
-
 def _with_heads(network: SpatialMLLMForConditionalGeneration, heads: Path) -> nn.Module:
     """The model's own VGGT with the heads in the file `heads`; the aggregator is the model's, not a copy."""
     with torch.device("meta"):
         vggt = VGGT(_vggt_config(network.config))
     vggt.aggregator = nn.Module()  # nothing to load there
-    load_exactly(vggt, load_file(heads), heads)
+    load_exactly(vggt, read_tensors(heads), heads)
     vggt.to(network.device, network.dtype)
     encoder = network.model.spatial_encoder
     vggt.aggregator = encoder.aggregator if isinstance(network.config, Spa3VLMConfig) else encoder

@@ -74,9 +74,7 @@ def _files(path: str | Path) -> dict[Path, Iterable[str] | None]:
         if (local / FILE).is_file():
             return {local / FILE: None}
         raise ValueError(f"{local}: found neither {FILE} nor {INDEX}, expected one of them in the folder")
-    if isinstance(path, str) and path.count("/") == 1 and not path.startswith((".", "/", "~")) and local.suffix != ".safetensors":
-        return _hub_files(path)
-    raise ValueError(f"{path}: found no such file or folder, expected a .safetensors file, a folder with weights, or a hub id")
+    return _hub_files(str(located(path)))
 
 
 def _shards(index: Path, locate: Callable[[str], str | Path]) -> dict[Path, Iterable[str] | None]:
@@ -91,8 +89,34 @@ def _shards(index: Path, locate: Callable[[str], str | Path]) -> dict[Path, Iter
 
 
 def _hub_files(repository: str) -> dict[Path, Iterable[str] | None]:
-    from huggingface_hub import file_exists, hf_hub_download
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
 
-    if file_exists(repository, INDEX):
-        return _shards(Path(hf_hub_download(repository, INDEX)), lambda file: hf_hub_download(repository, file))
-    return {Path(hf_hub_download(repository, FILE)): None}
+    try:
+        index = Path(hf_hub_download(repository, INDEX))
+    except EntryNotFoundError:  # neither there nor, without a network, among what was fetched before
+        return {Path(hf_hub_download(repository, FILE)): None}
+    return _shards(index, lambda file: hf_hub_download(repository, file))
+
+
+def located(path: str | Path) -> str | Path:
+    """`path`, if it is on this machine or a repository of the Hugging Face hub; "owner/name/inside" is fetched, and is then local.
+
+    What is neither is an error: a path that starts with a folder of this machine is not taken for a repository.
+    """
+    owner, *names = str(path).split("/")
+    if Path(path).exists():
+        return path
+    if not names or "" in names or owner in ("", ".", "..", "~") or Path(owner).exists() or Path(path).suffix == ".safetensors":
+        raise ValueError(f"{path}: found no such file or folder, expected one with weights, or a hub id (owner/name)")
+    if len(names) == 1:
+        return str(path)
+    from huggingface_hub import hf_hub_download, snapshot_download
+
+    repository, inside = f"{owner}/{names[0]}", "/".join(names[1:])
+    if Path(inside).suffix:
+        return Path(hf_hub_download(repository, inside))
+    folder = Path(snapshot_download(repository, allow_patterns=f"{inside}/*")) / inside
+    if not folder.is_dir():
+        raise ValueError(f"{path}: found no folder {inside} in {repository}, expected one with weights")
+    return folder

@@ -21,7 +21,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from allocentric.encoders.checkpoints import load_exactly, read_tensors
+from allocentric.encoders.checkpoints import load_exactly, located, read_tensors
 from allocentric.encoders.heads import CameraHead, DPTHead
 from allocentric.encoders.layers import Block, init_linear, rope_2d
 from allocentric.geometry.cameras import decode_pose
@@ -342,6 +342,7 @@ def load_vggt(
     config   default: that of the folder if it holds a `config.json` of ours, else VGGT-1B.
     dtype    default: as stored.
     """
+    path = located(path)
     with torch.device("meta"):
         model = VGGT(config or _config_beside(path), heads)
     absent = tuple(f"{head}_head." for head in HEADS if head not in heads)
@@ -354,8 +355,23 @@ def load_vggt(
 
 
 def _config_beside(path: str | Path) -> VGGTConfig:
-    folder = Path(path) if Path(path).is_dir() else Path(path).parent
-    file = folder / "config.json"
-    if file.is_file() and json.loads(file.read_text()).get("model_type") == VGGTConfig.model_type:
-        return VGGTConfig.from_pretrained(folder)
+    local = Path(path)
+    if local.exists():
+        file = (local if local.is_dir() else local.parent) / "config.json"
+    else:
+        file = _from_hub(str(path), "config.json")
+    found = json.loads(file.read_text()) if file is not None and file.is_file() else None
+    if isinstance(found, dict) and found.get("model_type") == VGGTConfig.model_type:
+        return VGGTConfig.from_pretrained(file.parent)
     return VGGTConfig()
+
+
+def _from_hub(repository: str, name: str) -> Path | None:
+    """A file of a hub repository; None if it has none of that name."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(repository, name))
+    except EntryNotFoundError:
+        return None

@@ -11,11 +11,12 @@ from typing import Literal
 
 import numpy as np
 import torch
-from transformers import PreTrainedConfig
 
+from allocentric.encoders.checkpoints import located
 from allocentric.evaluate.run import Reply, Responder
 from allocentric.geometry.boxes import Box3D
 from allocentric.models.grounding import GroundingScene, S2Processor, grounding_prompt
+from allocentric.models.loading import read_config
 from allocentric.models.s2_mllm import S2LlavaConfig, S2Model, S2QwenConfig
 from allocentric.readers import open_scene, open_views
 from allocentric.readers.scannet import is_scannet_annotation
@@ -95,9 +96,7 @@ def _drawn(question: Question, count: int) -> int:
 
 def points(path: str | Path) -> bool:
     """Whether the weights at `path` (a folder or hub id) are a model that points."""
-    if not Path(path).is_dir() and str(path).count("/") != 1:
-        return False
-    config, _ = PreTrainedConfig.get_config_dict(path)
+    config = read_config(located(path))
     return config.get("model_type") in (S2LlavaConfig.model_type, S2QwenConfig.model_type)
 
 

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import AutoTokenizer, Cache
 
+from allocentric.encoders.checkpoints import located
 from allocentric.encoders.vggt import VGGT
 from allocentric.geometry.boxes import Box3D, boxes_to_array
 from allocentric.geometry.cameras import invert_rigid
@@ -342,8 +343,7 @@ def load_grounding(
     """
     if path is None:
         path, kwargs = S2_NANO, {"dtype": torch.float32} | kwargs
-    if not Path(path).is_dir() and str(path).count("/") != 1:
-        raise ValueError(f"{path}: found no such folder, expected one with weights, or a hub id (owner/name)")
+    path = located(path)
     model = load_s2(path, trained=True, **kwargs)
     model = model.to(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
     return model, S2Processor.from_pretrained(path, model.config)

@@ -36,9 +36,9 @@ from transformers import (
 )
 from transformers.configuration_utils import SubConfigSpec
 from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
-from transformers.utils import logging
 
 from allocentric.fusion.structure import GroundingHead, RayEncoding, StructureAttention, ZeroLinear, pool_objects, sinusoidal_3d
+from allocentric.models.loading import load_weights, make_config, read_config
 from allocentric.models.spatial_mllm import ReleasedNames, SpatialMLLMConfig, SpatialMLLMForConditionalGeneration, SpatialMLLMModel
 
 GROUND = "<ground>"  # the token whose state is compared with the proposals
@@ -505,7 +505,7 @@ def load_s2(path: str | Path, compat: bool = False, structure: dict | None = Non
     structure   changes to the rest of `StructureConfig`. `kwargs` go to `from_pretrained` (dtype, device_map, ...).
     trained     a base that lacks something is an error: the model is not to be trained, but to point.
     """
-    config, _ = PreTrainedConfig.get_config_dict(path)
+    config = read_config(path)
     model_type = config.pop("model_type", None)
     config.pop("architectures", None)
     kinds = {
@@ -526,19 +526,9 @@ def load_s2(path: str | Path, compat: bool = False, structure: dict | None = Non
     given = dict(config.get("structure_config") or {"num_heads": _head_count(config.get("vision_config"))})
     config["structure_config"] = given | (COMPAT if compat else {}) | (structure or {})
     ours = model_type.startswith("s2-mllm")
-    level = logging.get_verbosity()
-    if not ours:
-        logging.set_verbosity_error()  # a page of names that are meant to be missing
-    try:
-        model, report = kind.from_pretrained(path, config=config_kind(**config), output_loading_info=True, **kwargs)
-    finally:
-        logging.set_verbosity(level)
-    missing = sorted(n for n in report["missing_keys"] if ours or trained or not n.startswith(NEW))
+    new = () if ours or trained else NEW
     left_out = () if ours else ("model.spatial_encoder.", "model.connector.")
-    unexpected = sorted(n for n in report["unexpected_keys"] if not n.startswith(left_out))
-    if missing or unexpected:
-        raise ValueError(f"{path}: checkpoint does not fit the model: missing {missing[:8]}, unexpected {unexpected[:8]}")
-    return model.eval()
+    return load_weights(kind, path, make_config(config_kind, f"{path}: config.json", config), new, left_out, **kwargs)
 
 
 def _head_count(vision: dict | None) -> int:

@@ -23,10 +23,10 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils import logging
 
 from allocentric.encoders.spa3r import Spa3RConfig, Spa3REncoder, load_spa3r, resize
 from allocentric.fusion.cross_attention import CrossAttentionConnector, ZeroLinear
+from allocentric.models.loading import load_weights, make_config, read_config
 from allocentric.models.processor import SpatialMLLMProcessor
 from allocentric.models.scene import weights_id
 from allocentric.models.spatial_mllm import (
@@ -370,7 +370,14 @@ def load_spa3_vlm(path: str | Path, spa3r_config: Spa3RConfig | dict | None = No
     Missing and unexpected names are errors. `spa3r_config` overrides the encoder that the config implies (the released one where it
     says nothing); `kwargs` go to `from_pretrained` (dtype, device_map, ...).
     """
-    config, _ = PreTrainedConfig.get_config_dict(path)
+    model = load_weights(Spa3VLMForConditionalGeneration, path, spa3_vlm_config(path, spa3r_config), **kwargs)
+    model.model.spatial_encoder.requires_grad_(False)  # loading makes every parameter a trainable one
+    return model
+
+
+def spa3_vlm_config(path: str | Path, spa3r_config: Spa3RConfig | dict | None = None) -> Spa3VLMConfig:
+    """The config of the released `spa3_vlm` folder or of a model saved by this library."""
+    config = read_config(path)
     if not is_spa3_vlm(config):
         raise ValueError(
             f"{path}: found model_type {config.get('model_type')!r}, expected 'spa3-vlm' (ours) or 'qwen2_5_vl' with "
@@ -383,14 +390,7 @@ def load_spa3_vlm(path: str | Path, spa3r_config: Spa3RConfig | dict | None = No
     config.pop("architectures", None)
     if spa3r_config is not None:
         config["spa3r_config"] = spa3r_config
-    model, report = Spa3VLMForConditionalGeneration.from_pretrained(
-        path, config=Spa3VLMConfig(**config), output_loading_info=True, **kwargs
-    )
-    found = {kind: sorted(report[f"{kind}_keys"]) for kind in ("missing", "unexpected")}
-    if problems := [f"{kind} {names}" for kind, names in found.items() if names]:
-        raise ValueError(f"{path}: checkpoint does not fit the model: {'; '.join(problems)}")
-    model.model.spatial_encoder.requires_grad_(False)  # loading makes every parameter a trainable one
-    return model.eval()
+    return make_config(Spa3VLMConfig, f"{path}: config.json", config)
 
 
 def is_spa3_vlm(config: dict) -> bool:
@@ -407,22 +407,13 @@ def from_parts(qwen: str | Path, spa3r: str | Path | Spa3REncoder, **kwargs) -> 
     base = qwen_config(qwen)
     encoder = spa3r if isinstance(spa3r, Spa3REncoder) else load_spa3r(spa3r, decoder=False)
     config = Spa3VLMConfig(**base, spa3r_config=encoder.config)
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()  # a page of names that are meant to be missing
-    try:
-        model, report = Spa3VLMForConditionalGeneration.from_pretrained(qwen, config=config, output_loading_info=True, **kwargs)
-    finally:
-        logging.set_verbosity(level)
     new = ("model.spatial_encoder.", "model.connector.")
-    missing = sorted(name for name in report["missing_keys"] if not name.startswith(new))
-    if missing or report["unexpected_keys"]:
-        unexpected = sorted(report["unexpected_keys"])
-        raise ValueError(f"{qwen}: checkpoint does not fit Qwen2.5-VL: missing {missing[:8]}, unexpected {unexpected[:8]}")
+    model = load_weights(Spa3VLMForConditionalGeneration, qwen, config, new, **kwargs)
     own = model.model.spatial_encoder.state_dict()
     model.model.spatial_encoder.load_state_dict({name: encoder.state_dict()[name] for name in own})
     assert model.model.connector.adds_nothing(), "a new connector must leave the tokens as they are"
     model.model.spatial_encoder.requires_grad_(False)  # loading makes every parameter a trainable one
-    return model.eval()
+    return model
 
 
 class LatentFolder:

@@ -25,11 +25,11 @@ from transformers import (
 from transformers.configuration_utils import SubConfigSpec
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils import logging
 from transformers.vision_utils import get_vision_window_index
 
 from allocentric.encoders.vggt import VGGT, VGGTAggregator, VGGTConfig, load_vggt
 from allocentric.fusion.addition import AdditionConnector, group_tokens
+from allocentric.models.loading import load_weights, make_config, read_config
 
 
 @no_type_check  # @strict checks the fields; the test hook cannot bind the further keywords Hugging Face passes
@@ -512,7 +512,12 @@ def load_spatial_mllm(
     Missing and unexpected names are errors. `spatial_config` overrides the VGGT that the config implies (VGGT-1B where it
     says nothing); `kwargs` go to `from_pretrained` (dtype, device_map, ...).
     """
-    config, _ = PreTrainedConfig.get_config_dict(path)
+    return load_weights(SpatialMLLMForConditionalGeneration, path, spatial_mllm_config(path, spatial_config), **kwargs)
+
+
+def spatial_mllm_config(path: str | Path, spatial_config: VGGTConfig | dict | None = None) -> SpatialMLLMConfig:
+    """The config of a released checkpoint or of one saved by this library."""
+    config = read_config(path)
     model_type, architectures = config.pop("model_type", None), config.pop("architectures", None) or []
     if model_type == "qwen2_5_vl" and any("VGGT" in name for name in architectures):
         # v1.0: VGGT and connector are hard-wired in the published code
@@ -524,14 +529,7 @@ def load_spatial_mllm(
         )
     if spatial_config is not None:
         config["spatial_config"] = spatial_config
-    model, report = SpatialMLLMForConditionalGeneration.from_pretrained(
-        path, config=SpatialMLLMConfig(**config), output_loading_info=True, **kwargs
-    )
-    found = {kind: sorted(report[f"{kind}_keys"]) for kind in ("missing", "unexpected")}
-    problems = [f"{kind} {names}" for kind, names in found.items() if names]
-    if problems:
-        raise ValueError(f"{path}: checkpoint does not fit the model: {'; '.join(problems)}")
-    return model.eval()
+    return make_config(SpatialMLLMConfig, f"{path}: config.json", config)
 
 
 def from_parts(
@@ -548,7 +546,7 @@ def from_parts(
 
 def qwen_config(qwen: str | Path) -> dict:
     """The config of a plain Qwen2.5-VL, in a folder or on the hub, as keyword arguments of ours."""
-    config, _ = PreTrainedConfig.get_config_dict(qwen)
+    config = read_config(qwen)
     if (model_type := config.pop("model_type", None)) != "qwen2_5_vl":
         raise ValueError(f"{qwen}: found model_type {model_type!r}, expected 'qwen2_5_vl'")
     config.pop("architectures", None)
@@ -559,16 +557,6 @@ def load_parts(
     model_class: type[SpatialMLLMForConditionalGeneration], qwen: str | Path, encoder: VGGT, config: SpatialMLLMConfig, **kwargs
 ) -> SpatialMLLMForConditionalGeneration:
     """A model of this class with the weights of a plain Qwen2.5-VL and of a VGGT; its connector is new. In eval mode."""
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()  # a page of names that are meant to be missing
-    try:
-        model, report = model_class.from_pretrained(qwen, config=config, output_loading_info=True, **kwargs)
-    finally:
-        logging.set_verbosity(level)
-    new = ("model.spatial_encoder.", "model.connector.")
-    missing = sorted(name for name in report["missing_keys"] if not name.startswith(new))
-    if missing or report["unexpected_keys"]:
-        unexpected = sorted(report["unexpected_keys"])
-        raise ValueError(f"{qwen}: checkpoint does not fit Qwen2.5-VL: missing {missing[:8]}, unexpected {unexpected[:8]}")
+    model = load_weights(model_class, qwen, config, new=("model.spatial_encoder.", "model.connector."), **kwargs)
     model.model.spatial_encoder.load_state_dict(encoder.aggregator.state_dict())
-    return model.eval()
+    return model

@@ -22,6 +22,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from allocentric.encoders.vggt import VGGTAggregator, load_vggt
 from allocentric.fusion.interleave import MODES, WITH_GEOMETRY_BLOCK, Block, InterleaveConnector, block_length, layout
+from allocentric.models.loading import load_weights, make_config, read_config
 from allocentric.models.processor import SpatialMLLMProcessor
 from allocentric.models.spatial_mllm import (
     SpatialMLLMConfig,
@@ -380,6 +381,14 @@ class SSRForConditionalGeneration(SpatialMLLMForConditionalGeneration):
         for new, old in (("geometry_start", "vision_start"), ("geometry_end", "vision_end")):
             if (token := getattr(self.config, f"{new}_token_id")) is not None:
                 weight[token] = weight[getattr(self.config, f"{old}_token_id")]
+
+
+def load_ssr(path: str | Path, **kwargs) -> SSRForConditionalGeneration:
+    """An SSR that was saved, from a folder or hub id; missing, unexpected and misshapen tensors are errors."""
+    config = read_config(path)
+    if (model_type := config.pop("model_type", None)) != SSRConfig.model_type:
+        raise ValueError(f"{path}: found model_type {model_type!r}, expected {SSRConfig.model_type!r}")
+    return load_weights(SSRForConditionalGeneration, path, make_config(SSRConfig, f"{path}: config.json", config), **kwargs)
 
 
 def ssr_from_parts(

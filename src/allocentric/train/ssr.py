@@ -22,7 +22,7 @@ from allocentric.graph.triplets import GRID
 from allocentric.model import NANO
 from allocentric.models.processor import SpatialMLLMProcessor
 from allocentric.models.spatial_mllm import load_spatial_mllm
-from allocentric.models.ssr import GEOMETRY_END, GEOMETRY_START, SSRConfig, SSRForConditionalGeneration, SSRProcessor
+from allocentric.models.ssr import GEOMETRY_END, GEOMETRY_START, SSRConfig, SSRForConditionalGeneration, SSRProcessor, load_ssr
 from allocentric.rooms import LABELS
 from allocentric.tasks import TRAINING_TASKS
 from allocentric.tasks.base import Task
@@ -260,8 +260,7 @@ def load_stage(folder: Path) -> tuple[SSRForConditionalGeneration, SSRProcessor]
     """A trained stage, in float32."""
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder}: found no trained model, expected one; run its stage first")
-    model = SSRForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-    return model.eval(), SSRProcessor.from_pretrained(folder)
+    return load_ssr(folder, dtype=torch.float32), SSRProcessor.from_pretrained(folder)
 
 
 def finished(recipe: SSRTraining, out: Path) -> list[str]:
