@@ -33,12 +33,15 @@ from allocentric.train.pretrain import (
     TargetCache,
     Targets,
     ViewBatches,
+    build,
     collate_clips,
     draw_frames,
+    keep_recipe,
     look,
+    smoke,
     split,
 )
-from allocentric.train.recipe import Objective, read_recipe
+from allocentric.train.recipe import Objective, SceneFolder, read_recipe
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 
@@ -74,7 +77,7 @@ def test_batches_fill_the_budget_and_share_views_between_processes():
     assert [d.number for d in whole[:25]] == [0] * 10 + [1] * 10 + [2] * 5
     assert list(ViewBatches(10, (4, 12), 24, 40, 3, 0, 2)) == one
     assert list(ViewBatches(10, (4, 12), 24, 40, 4, 0, 2)) != one
-    with pytest.raises(ValueError, match="views: found \\(4, 12\\) with 8 images a batch"):
+    with pytest.raises(ValueError, match=r"views: found \\(4, 12\\) with 8 images a batch"):
         ViewBatches(10, (4, 12), 8, 1)
 
 
@@ -125,6 +128,38 @@ def test_scenes_of_any_folder(tmp_path):
         FolderScenes([tmp_path / "nowhere"])
     item = SceneClips(scenes, 42, 14)[Draw(0, 4, 0)]
     assert item["images"].shape == (4, 3, 28, 42) and item["targets"].sum() == 2
+
+
+def test_scans_lend_their_pictures_and_nothing_else(tmp_path):
+    """Exported ScanNet and ScanNet++ as published code reads them: no pose, depth or intrinsics need be there."""
+    for pictures in ("scannet/scene0001_00/color", "scannet/scene0000_00/color", "pp/ab12/dslr/undistorted_images"):
+        (tmp_path / pictures).mkdir(parents=True)
+        for i in range(9):
+            Image.fromarray(np.full((30, 40, 3), 20 * i, np.uint8)).save(tmp_path / pictures / f"{i}.png")
+    (tmp_path / "train.txt").write_text("scene0001_00\n")
+    folders = (SceneFolder(str(tmp_path / "scannet"), str(tmp_path / "train.txt")), SceneFolder(str(tmp_path / "pp"), gaps=(4, 4)))
+    scenes = FolderScenes(folders, least=3)
+    assert [scenes.frames(i) for i in range(len(scenes))] == [9, 9]
+    assert "scene0001_00" in scenes.name(0)
+    clips = SceneClips(scenes, 42, 14, gaps=(1, 1))
+    steps = [clips[Draw(scene, 3, 0)]["images"][:, 0, 0, 0].diff().mul(255 / 20).round().tolist() for scene in range(2)]
+    assert steps == [[1, 1], [4, 4]]
+    (tmp_path / "train.txt").write_text("scene0001_00\nscene0009_00\n")
+    with pytest.raises(ValueError, match=r"scannet: found no scene0009_00 \(1 missing\), expected every scene that .*train.txt"):
+        FolderScenes(folders)
+
+
+def test_nanos_2d_encoder_is_shown_whole_blocks(tmp_path):
+    """Pictures of 3:2, of which VGGT's patches alone would be an odd number high."""
+    (tmp_path / "scene").mkdir()
+    for i in range(2):
+        Image.fromarray(np.full((160, 240, 3), 90 * i, np.uint8)).save(tmp_path / "scene" / f"{i}.png")
+    recipe = read_recipe(RECIPES / "spa3r_nano.yaml")
+    loss = build(replace(recipe, model=recipe.model | {"num_encoder_layers": 1, "num_decoder_layers": 1}))
+    assert loss.block == 28
+    clip = SceneClips(FolderScenes([tmp_path]), 140, loss.block)[Draw(0, 2, 0)]
+    assert clip["images"].shape[-2:] == (84, 140)
+    assert loss(clip["images"][None], clip["targets"][None])["loss"].isfinite()
 
 
 def test_clips_of_two_sizes_are_cut_about_their_centres():
@@ -412,6 +447,52 @@ def test_recipes_are_the_papers_and_nanos():
         replace(nano.data, rooms=0)
     with pytest.raises(ValueError, match="objective: found views 'some'"):
         Objective(views="some")
+    scannet, scannetpp = paper.data.folders
+    assert paper.data.gaps == (2, 6) and scannet.gaps is None and scannetpp.gaps == (20, 60)
+    assert all(folder.scenes for folder in paper.data.folders)  # VSI-Bench asks about scenes of the validation splits
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"mask_ratio": 1.5}, "mask_ratio: found 1.5, expected more than 0 and less than 1"),
+        ({"mask_ratio": 0.0}, "mask_ratio: found 0.0"),
+        ({"views": (8, 4)}, "views: found 8 to 4 with 16 images a batch, expected 2 <= least <= most <= images"),
+        ({"images": 4}, "views: found 4 to 8 with 4 images a batch"),
+        ({"views": (4, 16)}, None),
+        ({"views": (4, 17), "images": 20}, "views: found up to 17 of rooms of 16 frames, expected no more than these"),
+        ({"clips": 0}, "clips: found 0, expected at least 1, or none at all"),
+        ({"model": {"embed_dims": 192}}, r"model: found unknown \['embed_dims'\], expected keys among"),
+        ({"model": {"embed_dim": "192"}}, "model: .*embed_dim"),
+        ({"model": {"num_queries": 0}}, "model: num_queries: found 0, expected at least 1"),
+        ({"model": {"vggt_config": {}}}, r"model: found unknown \['vggt_config'\]"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_any_work(changes, said):
+    recipe = read_recipe(RECIPES / "spa3r_nano.yaml")
+    if said is None:
+        assert replace(recipe, **changes)
+        return
+    with pytest.raises(ValueError, match=said):
+        replace(recipe, **changes)
+
+
+def test_steps_and_numbers_of_scenes_are_checked():
+    data = read_recipe(RECIPES / "spa3r_nano.yaml").data
+    for gaps in ((6, 2), (-6, 2), (0, 1)):
+        with pytest.raises(ValueError, match=r"data: gaps: found .*, expected 1 <= least <= most"):
+            replace(data, gaps=gaps)
+    with pytest.raises(ValueError, match="data: heldout: found 1, expected none, or at least 2"):
+        replace(data, heldout=1)
+
+
+def test_a_folder_holds_one_run(tmp_path, shards):
+    """What a smoke run left is not taken for the result of the run that was meant."""
+    recipe = smoke(read_recipe(RECIPES / "spa3r_nano.yaml"))
+    keep_recipe(recipe, tmp_path)
+    keep_recipe(replace(recipe, optimisation=replace(recipe.optimisation, workers=2, log_every=7)), tmp_path)  # changes nothing
+    with pytest.raises(ValueError, match=r"recipe.json: found a run with mask_ratio 0.5, expected 0.25: take another folder"):
+        keep_recipe(replace(recipe, mask_ratio=0.25), tmp_path)
 
 
 @pytest.mark.slow

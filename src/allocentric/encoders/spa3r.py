@@ -67,6 +67,9 @@ class Spa3RConfig(PreTrainedConfig):
         if not isinstance(given, PreTrainedConfig):
             self.vggt_config = VGGTConfig(**{k: v for k, v in (given or {}).items() if k != "model_type"})
         super().__post_init__(**kwargs)
+        for name in ("embed_dim", "num_heads", "num_queries", "num_encoder_layers", "num_decoder_layers", "semantic_dim"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: found {getattr(self, name)}, expected at least 1")
         if self.embed_dim % self.num_heads or (self.embed_dim // self.num_heads) % 8:
             raise ValueError(
                 f"num_heads: found {self.num_heads} on embed_dim {self.embed_dim}, expected heads whose width is a multiple of 8: "

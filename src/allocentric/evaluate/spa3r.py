@@ -195,8 +195,8 @@ def report_on(recipe: Pretrain, out: str | Path, progress=None, workers: int = 2
     if scenes is None:
         return None
     loss = build(recipe, model=load_spa3r(out / "model"))
-    patch = loss.model.config.vggt_config.patch_size
-    clips = SceneClips(scenes, recipe.data.width, patch, recipe.data.gaps, recipe.mask_ratio)
+    loss.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    clips = SceneClips(scenes, recipe.data.width, loss.block, recipe.data.gaps, recipe.mask_ratio)
     return write_report(loss, clips, recipe.views[1], out / "report")
 
 

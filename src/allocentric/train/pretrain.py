@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -27,6 +27,7 @@ from transformers import AutoModel, PreTrainedConfig, set_seed
 from allocentric.encoders.heads import DPTHead
 from allocentric.encoders.spa3r import Spa3R, Spa3RConfig, aggregate_views, context_count, resize, save_spa3r
 from allocentric.encoders.vggt import IMAGE_MEAN, IMAGE_STD, VGGT, load_vggt
+from allocentric.evaluate.answers import write_whole
 from allocentric.model import load
 from allocentric.models.patches import patchify
 from allocentric.models.scene import weights_id
@@ -34,7 +35,7 @@ from allocentric.models.spatial_mllm import SpatialMLLMConfig, SpatialMLLMModel
 from allocentric.readers import count_frames, open_views
 from allocentric.readers.images import natural_key
 from allocentric.train.optimizer import GroupedTrainer
-from allocentric.train.recipe import Objective, Pretrain, resume_point
+from allocentric.train.recipe import Objective, Pretrain, SceneFolder, resume_point
 from allocentric.train.shards import RoomShards, RoomsSpec, write_rooms
 
 FROZEN = ("aggregator", "camera_head")  # parts of Spa3R that are VGGT's
@@ -43,21 +44,22 @@ HELDOUT_SEED = 10_000_000  # of the first room to measure on; training uses seed
 # --------------------------------------------------------------------------------------------------------------- scenes
 
 
+# Where scans keep their pictures: what else they hold (poses, depth) is not looked at.
+PICTURES = ("color", "dslr/undistorted_images", "dslr/resized_undistorted_images", "rgb", "images")
+
+
 class FolderScenes:
     """Whatever lies in some folders and `readers.open_views` can read: a scene each, in natural order.
 
     least   frames a scene must have; one with fewer is an error that names it.
     """
 
-    def __init__(self, folders: Sequence[str | Path], least: int = 1):
-        self.paths, self.counts = [], []
-        for folder in map(Path, folders):
-            if not folder.is_dir():
-                raise ValueError(f"{folder}: found no such folder, expected one of scenes")
-            inside = [p for p in folder.iterdir() if not p.name.startswith(".")]
-            self.paths += sorted(inside, key=lambda p: natural_key(p.name))
-        if not self.paths:
-            raise ValueError(f"{', '.join(map(str, folders))}: found no scenes, expected videos or folders of frames")
+    def __init__(self, folders: Sequence[SceneFolder | str | Path], least: int = 1):
+        self.paths, self.counts, self._gaps = [], [], []
+        for folder in (f if isinstance(f, SceneFolder) else SceneFolder(str(f)) for f in folders):
+            for scene in _scenes_in(folder):
+                self.paths.append(next((scene / name for name in PICTURES if (scene / name).is_dir()), scene))
+                self._gaps.append(folder.gaps)
         for path in self.paths:
             self.counts.append(count_frames(path))
             if self.counts[-1] < least:
@@ -69,11 +71,33 @@ class FolderScenes:
     def name(self, scene: int) -> str:
         return str(self.paths[scene])
 
+    def gaps(self, scene: int) -> tuple[int, int] | None:
+        """Steps between frames of this scene, if its folder has its own."""
+        return self._gaps[scene]
+
     def frames(self, scene: int) -> int:
         return self.counts[scene]
 
     def read(self, scene: int, indices: Sequence[int]) -> UInt8[Tensor, "v 3 h w"]:
         return open_views(self.paths[scene], list(indices)).frames
+
+
+def _scenes_in(folder: SceneFolder) -> list[Path]:
+    """The scenes of a folder, or those of them that its list names."""
+    path = Path(folder.path)
+    if not path.is_dir():
+        raise ValueError(f"{path}: found no such folder, expected one of scenes")
+    if folder.scenes is None:
+        scenes = sorted((p for p in path.iterdir() if not p.name.startswith(".")), key=lambda p: natural_key(p.name))
+    else:
+        if not (listed := Path(folder.scenes)).is_file():
+            raise ValueError(f"{listed}: found no such file, expected names of scenes, one a line")
+        scenes = [path / name for name in listed.read_text().split()]
+        if missing := [scene.name for scene in scenes if not scene.exists()]:
+            raise ValueError(f"{path}: found no {missing[0]} ({len(missing)} missing), expected every scene that {listed} names")
+    if not scenes:
+        raise ValueError(f"{path}: found no scenes, expected videos or folders of frames")
+    return scenes
 
 
 class RoomScenes:
@@ -88,6 +112,9 @@ class RoomScenes:
     def name(self, scene: int) -> str:
         return self.shards[scene].scene.name
 
+    def gaps(self, scene: int) -> None:
+        return None
+
     def frames(self, scene: int) -> int:
         return len(self.shards[scene].frames)
 
@@ -96,7 +123,7 @@ class RoomScenes:
         return torch.from_numpy(chosen).permute(0, 3, 1, 2)
 
 
-Scenes = FolderScenes | RoomScenes  # how many; of each its name, number of frames, and some of them
+Scenes = FolderScenes | RoomScenes  # how many; of each its name, number of frames, steps between them, and some of them
 
 
 def draw_frames(count: int, views: int, gaps: tuple[int, int], rng: np.random.Generator) -> list[int]:
@@ -151,7 +178,7 @@ class SceneClips(Dataset):
         """images (V, 3, H, W) in [0, 1], targets (V,), and a key that names frames and split."""
         number = draw.number if self.clips is None else draw.number % self.clips
         rng = np.random.default_rng((self.seed, draw.scene, draw.views, number))
-        indices = draw_frames(self.scenes.frames(draw.scene), draw.views, self.gaps, rng)
+        indices = draw_frames(self.scenes.frames(draw.scene), draw.views, self.scenes.gaps(draw.scene) or self.gaps, rng)
         targets = split(draw.views, self.mask_ratio, rng)
         images = resize(self.scenes.read(draw.scene, indices), self.width, self.patch)
         key = f"{self.scenes.name(draw.scene)} {indices} {targets.int().tolist()}"
@@ -229,6 +256,7 @@ class SemanticTeacher(nn.Module):
     def __init__(self, backbone: nn.Module, patch_size: int, square: int | None = None):
         super().__init__()
         self.backbone, self.patch_size, self.square = backbone, patch_size, square
+        self.multiple = 1  # of patches that the sides of its images must be: it takes any
 
     def forward(self, images: Float[Tensor, "n 3 h w"], grid: tuple[int, int]) -> Float[Tensor, "n p c"]:
         size = (self.square, self.square) if self.square else (grid[0] * self.patch_size, grid[1] * self.patch_size)
@@ -261,6 +289,7 @@ class QwenTeacher(nn.Module):
         super().__init__()
         self.visual, self.config = model.visual, model.config
         self.encode = SpatialMLLMModel.encode_2d
+        self.multiple = model.config.vision_config.spatial_merge_size
 
     def forward(self, images: Float[Tensor, "n 3 h w"], grid: tuple[int, int]) -> Float[Tensor, "n p c"]:
         vision = self.config.vision_config
@@ -389,6 +418,11 @@ class FieldLoss(nn.Module):
         for part in self.frozen():
             part.requires_grad_(False)
 
+    @property
+    def block(self) -> int:
+        """Pixels that sides of images must be a multiple of, for both teachers."""
+        return self.model.config.vggt_config.patch_size * self.semantic.multiple
+
     def frozen(self) -> list[nn.Module]:
         return [*(getattr(self.model, name) for name in FROZEN), self.depth_head, self.semantic]
 
@@ -482,7 +516,7 @@ def smoke(recipe: Pretrain) -> Pretrain:
     """The same recipe on a handful of rooms with a tiny model and nano's teachers: about a minute, and teaches nothing."""
     short = replace(recipe.optimisation, steps=3, accumulate=1, batch_size=1, workers=0, log_every=1, save_every=2, bf16=False)
     small = {"embed_dim": 64, "num_heads": 2, "num_queries": 16, "num_encoder_layers": 2, "num_decoder_layers": 2}
-    views = (recipe.views[0], min(recipe.views[1], 8))
+    views = tuple(min(count, 8) for count in recipe.views)
     room = {"rooms": 4, "heldout": 2, "run": None, "folders": (), "heldout_folders": (), "width": 140, "gaps": (1, 2)}
     return replace(
         recipe,
@@ -505,21 +539,23 @@ def pretrain(recipe: Pretrain, out: Path, progress=None, workers: int = 2) -> No
     """
     out = Path(out)
     target = out / "model"
+    keep_recipe(recipe, out)
     if (target / "config.json").is_file():
         return
+    if recipe.data.heldout_folders:  # what is measured on in the end is looked for now
+        heldout_scenes(recipe, out)
     arguments = recipe.optimisation.arguments(out / "checkpoints")
     with arguments.main_process_first(local=False):
         scenes = training_scenes(recipe, out, progress, workers)
     set_seed(recipe.optimisation.seed)
     loss = build(recipe, out / "targets" if recipe.clips else None)
-    patch = loss.model.config.vggt_config.patch_size
-    data = recipe.data
-    clips = SceneClips(scenes, data.width, patch, data.gaps, recipe.mask_ratio, recipe.clips, recipe.optimisation.seed)
+    block, data = loss.block, recipe.data
+    clips = SceneClips(scenes, data.width, block, data.gaps, recipe.mask_ratio, recipe.clips, recipe.optimisation.seed)
     trainer = PretrainTrainer(
         model=loss,
         args=arguments,
         train_dataset=clips,
-        data_collator=lambda items: collate_clips(items, patch),
+        data_collator=lambda items: collate_clips(items, block),
         views=recipe.views,
         images=recipe.images,
         muon=recipe.optimisation.muon,
@@ -528,6 +564,33 @@ def pretrain(recipe: Pretrain, out: Path, progress=None, workers: int = 2) -> No
     if trainer.is_world_process_zero():
         (out / "log.json").write_text(json.dumps(trainer.state.log_history))
         save_spa3r(loss.model, target)
+
+
+def keep_recipe(recipe: Pretrain, out: Path) -> None:
+    """Write the recipe to `out/recipe.json`; a folder that holds a run of another one is an error that says what differs."""
+    places = {"geometry": recipe.geometry, "semantic": recipe.semantic}
+    recipe = replace(recipe, **{name: str(Path(p).resolve()) if Path(p).exists() else p for name, p in places.items()})
+    said = _flat(json.loads(json.dumps(asdict(recipe))))
+    for name in ("optimisation.workers", "optimisation.log_every", "optimisation.save_every", "data.run"):
+        del said[name]  # change nothing that is learned
+    file = out / "recipe.json"
+    if not file.is_file():
+        write_whole(file, json.dumps(said, indent=1))
+        return
+    found = json.loads(file.read_text())
+    for name in sorted(said.keys() | found.keys()):
+        if said.get(name) != found.get(name):
+            raise ValueError(
+                f"{file}: found a run with {name} {found.get(name)}, expected {said.get(name)}: take another folder, or remove this"
+            )
+
+
+def _flat(keys: dict, before: str = "") -> dict:
+    return {
+        name: value
+        for key, inner in keys.items()
+        for name, value in (_flat(inner, f"{before}{key}.") if isinstance(inner, dict) else {before + key: inner}).items()
+    }
 
 
 def training_scenes(recipe: Pretrain, out: Path, progress=None, workers: int = 2) -> Scenes:

@@ -14,6 +14,8 @@ import torch
 import yaml
 from transformers import TrainingArguments
 
+from allocentric.encoders.spa3r import Spa3RConfig
+from allocentric.models.loading import make_config
 from allocentric.train.shards import RoomsSpec
 
 
@@ -187,6 +189,8 @@ class Annotations:
     root       folder that the paths in them are relative to.
     frames     evenly spread frames of each video.
     questions  at most this many conversations about one video share a sequence; 1 as published.
+    cache      folder, in that of the run if it is relative, in which what frozen encoders say of each video is kept: then no video
+               is decoded or encoded twice (`train.video_features`). None: encoded anew for every sequence, as published.
     """
 
     files: tuple[str, ...]
@@ -194,6 +198,7 @@ class Annotations:
     frames: int = 16
     questions: int = 1
     seed: int = 42
+    cache: str | None = None
 
 
 @dataclass(frozen=True)
@@ -301,6 +306,21 @@ class Reinforce(FineTune):
     def __post_init__(self):
         if (self.data is None) == (self.rooms is None):
             raise ValueError("data: expected either `data` or `rooms`")
+        if self.data is not None and self.data.cache is not None:
+            raise ValueError(f"data: cache: found {self.data.cache!r}, expected none: features are kept for fine-tuning alone")
+
+
+@dataclass(frozen=True)
+class SceneFolder:
+    """A folder of scenes.
+
+    scenes   a file that names those to take, one a line, such as a published split; default: all.
+    gaps     in place of `SceneData.gaps`.
+    """
+
+    path: str
+    scenes: str | None = None
+    gaps: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -316,16 +336,22 @@ class SceneData:
 
     width: int
     gaps: tuple[int, int]
-    folders: tuple[str, ...] = ()
+    folders: tuple[SceneFolder, ...] = ()
     rooms: int = 0
     heldout: int = 0
-    heldout_folders: tuple[str, ...] = ()
+    heldout_folders: tuple[SceneFolder, ...] = ()
     run: str | None = None
     frames: int = 16
 
     def __post_init__(self):
         if bool(self.folders) == bool(self.rooms):
-            raise ValueError(f"data: found folders {list(self.folders)} and {self.rooms} rooms, expected one of the two")
+            found = f"folders {[f.path for f in self.folders]} and {self.rooms} rooms"
+            raise ValueError(f"data: found {found}, expected one of the two")
+        for gaps in (self.gaps, *(f.gaps for f in (*self.folders, *self.heldout_folders) if f.gaps)):
+            if not 1 <= gaps[0] <= gaps[1]:
+                raise ValueError(f"data: gaps: found {list(gaps)}, expected 1 <= least <= most")
+        if self.heldout == 1:
+            raise ValueError("data: heldout: found 1, expected none, or at least 2: intervals are over scenes")
 
 
 @dataclass(frozen=True)
@@ -379,6 +405,20 @@ class Pretrain:
     def __post_init__(self):
         if self.optimisation.steps is None:
             raise ValueError("optimisation: found epochs, expected steps: clips are drawn without end")
+        known = Spa3RConfig.__annotations__.keys() - {"vggt_config", "semantic_dim"}
+        if unknown := self.model.keys() - known:
+            raise ValueError(f"model: found unknown {sorted(unknown)}, expected keys among {sorted(known)}")
+        make_config(Spa3RConfig, "model", self.model)
+        least, most = self.views
+        if not 2 <= least <= most <= self.images:
+            found = f"{least} to {most} with {self.images} images a batch"
+            raise ValueError(f"views: found {found}, expected 2 <= least <= most <= images")
+        if self.data.rooms and self.data.frames < most:
+            raise ValueError(f"views: found up to {most} of rooms of {self.data.frames} frames, expected no more than these")
+        if not 0 <= self.mask_ratio < 1 or (self.mask_ratio == 0 and self.objective.views == "targets"):
+            raise ValueError(f"mask_ratio: found {self.mask_ratio}, expected more than 0 and less than 1")
+        if self.clips is not None and self.clips < 1:
+            raise ValueError(f"clips: found {self.clips}, expected at least 1, or none at all")
 
 
 @dataclass(frozen=True)
@@ -576,6 +616,8 @@ def _build(kind: Any, value: Any, where: str) -> Any:
             return float(value)
         except ValueError:
             pass
+    if kind is SceneFolder and isinstance(value, str):
+        value = {"path": value}
     if not is_dataclass(kind):
         if origin or not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
             raise ValueError(f"{where}: found {value!r}, expected {kind if origin else kind.__name__}")
