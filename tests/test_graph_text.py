@@ -1,6 +1,7 @@
 """Triplets, chains, grammar, parser, constrained decoding and incremental generation."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -12,12 +13,14 @@ from transformers import AutoTokenizer, LogitsProcessorList, PreTrainedTokenizer
 
 from allocentric.graph.decode import MapGrammar, MapLogitsProcessor
 from allocentric.graph.grammar import clean_label, map_to_json, parse_map, write_line, write_map
+from allocentric.graph.grid import parse_grid
 from allocentric.graph.incremental import IncrementalMap, model_writer, write_map_with
 from allocentric.graph.triplets import Triplet, build_chain, chain, local_triplet, usable_triples
 from allocentric.model import NANO
 
 ABC = (("bed", 1), ("desk", 1), ("chair", 2))
 LINE = "bed(2,7) desk(9,5) chair.2(6,3) r=3.4\n"
+MAP = Triplet(ABC, ((2, 7), (9, 5), (6, 3)), 3.4)
 
 
 # --- Triplets ---
@@ -151,11 +154,34 @@ def test_monstrous_input_is_dropped(text):
         ("bed.0(1,1) sofa(2,2) desk(3,3)", 0, 1),
         ("bed(1,1) sofa(2,2) desk(3,3) r=0.0", 0, 1),
         ("```json\n" + json.dumps({"triplets": [{"objects": [["Bed", 1, [2, 7]], ["desk", 1, [9, 5]], ["sofa", 1, [0, 0]]]}]}) + "\n```", 1, 0),  # noqa: E501
+        ("Here is the map:\n```json\n" + map_to_json([MAP]) + "\n```\nThat is all.", 1, 0),
+        (map_to_json([MAP, MAP, MAP])[:-40], 2, 1),  # cut off
+        (map_to_json([MAP]).replace("[2, 7]", '["2", 7.0]').replace("3.4", '"3.4"'), 1, 0),
+        (map_to_json([MAP]).replace("[2, 7]", "[2.5, 7]"), 0, 1),
+        ("".join(f"{mark} {LINE}" for mark in ("-", "*", "1.", "2)")), 4, 0),
+        (f"<MAP>\n{LINE}</MAP>\nbed is left", 1, 0),
+        (LINE.replace("2,7", "2.0, 7"), 1, 0),
+        (LINE.replace("bed", "bed" * 200), 0, 1),
+        ('[I think]\n' + LINE + '{"note": 1}', 1, 2),
     ],
 )  # fmt: skip
 def test_tolerance(text, good, bad):
     parsed = parse_map(text)
     assert (len(parsed.triplets), parsed.n_bad) == (good, bad), parsed
+
+
+@pytest.mark.parametrize("parse", [parse_map, parse_grid])
+def test_blanks_cost_no_time(parse):
+    start = time.process_time()
+    for n in (400, 3000):
+        parse("a(1,2)a(1,2)a" + " " * n + "(1,2)" + " " * n + "!")
+        parse("a(1,2" + " " * n + ")" + "a b" * n + "!")
+    assert time.process_time() - start < 0.5
+
+
+def test_what_was_cut_off_is_not_closed():
+    assert parse_map(map_to_json([MAP])).closed and not parse_map(map_to_json([MAP, MAP])[:-9]).closed
+    assert parse_map(f"<MAP>\n{LINE}</MAP>").closed
 
 
 def test_labels_are_spelled_as_the_grammar_wants():
@@ -320,6 +346,13 @@ def test_a_query_ends_the_map_as_soon_as_its_objects_hang_together(true_map):
     assert len(asked.triplets) == 1 and asked.finished
     read = IncrementalMap(queried=tuple(first)).read(write_map(true_map))
     assert len(read.triplets) == 1
+
+
+def test_a_map_in_json_is_taken_like_one_in_lines(true_map):
+    read = IncrementalMap().read(f"The map:\n{map_to_json([*true_map, true_map[0]])}")
+    assert read.triplets == true_map and [why for _, why in read.refused] == ["these three objects have a line already"]
+    spoiled = IncrementalMap().read(write_map(true_map).replace("</map>", "bed here\n</map>"))
+    assert spoiled.triplets == true_map and spoiled.refused[0][0] == "'bed here'" and "expected three" in spoiled.refused[0][1]
 
 
 def test_a_language_model_writes_maps_that_parse():

@@ -13,18 +13,23 @@ The instance ".k" is written only when a category repeats; r is the grid's exten
 """
 
 import json
-import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from allocentric.graph.triplets import Node, Triplet
 
 OPEN, CLOSE = "<map>", "</map>"
-OBJECT = r"([a-z][a-z0-9 _-]*?)\s*(?:\.\s*([0-9]+))?\s*\(\s*([0-9])\s*,\s*([0-9])\s*\)"
+NUMBER = r"\s*([0-9])(?:\.0)?\s*"
+OBJECT = rf"([a-z][a-z0-9 _-]*?)\s*(?:\.\s*([0-9]+))?\s*\({NUMBER},{NUMBER}\)"
 LINE = re.compile(rf"{OBJECT}[\s,;]*{OBJECT}[\s,;]*{OBJECT}(?:[\s,;]*r\s*=\s*([0-9]+(?:\.[0-9]+)?)\s*m?)?", re.ASCII)
+MARK = re.compile(r"^(?:[-*•]|[0-9]{1,3}[.)])\s+")  # of a list
+ITEM = re.compile(r'\{\s*"(triplets|objects|extent_m)"')
 NAMELESS = "object"
 LONGEST_NUMBER = 9  # digits of an instance or extent: more is noise
+LONGEST_LINE = 500
+MOST_FAILURES = 100  # openings of JSON that turn out to be none
 
 
 @dataclass(frozen=True)
@@ -96,19 +101,13 @@ def map_to_json(triplets: Iterable[Triplet]) -> str:
 
 
 def parse_map(text: str) -> ParsedMap:
-    """The triplets in a text, lines or JSON, with or without code fences and tags. Never raises: what it cannot read it drops."""
-    body = re.sub(r"^[ \t]*```[^\n]*$", "", str(text), flags=re.M)
-    start = body.rfind(OPEN)
-    closed = CLOSE in body[max(start, 0) :]
-    if start >= 0:
-        body = body[start + len(OPEN) :]
-    body = body.partition(CLOSE)[0].strip()
-    if body.startswith(("{", "[")):
-        found = _parse_json(body)
-        if found is not None:
-            return found
+    """The triplets in a text, lines or JSON, with or without code fences, tags, words before the JSON and marks of a list. Never
+    raises: what it cannot read it drops.
+    """
+    lines, closed = map_lines(text)
+    if (found := _parse_json("\n".join(lines))) is not None:
+        return found
     triplets, dropped = [], []
-    lines = [line.strip() for line in body.splitlines() if line.strip()]
     for line in lines:
         triplet = _read_line(line)
         if isinstance(triplet, Triplet):
@@ -118,8 +117,20 @@ def parse_map(text: str) -> ParsedMap:
     return ParsedMap(tuple(triplets), len(lines), len(dropped), tuple(dropped), closed)
 
 
+def map_lines(text: str) -> tuple[list[str], bool]:
+    """The lines of the last map in a text, or of the text where no map begins, and whether it was written to its end. Blanks are
+    collapsed; marks of lists and code fences are left out.
+    """
+    *_, body = re.split(OPEN, str(text), flags=re.I)
+    body, *rest = re.split(CLOSE, body, maxsplit=1, flags=re.I)
+    lines = [MARK.sub("", " ".join(line.split())) for line in body.splitlines()]
+    return [line for line in lines if line and not line.startswith("```")], bool(rest)
+
+
 def _read_line(line: str) -> Triplet | str:
     """The triplet of a line, or what is wrong with it."""
+    if len(line) > LONGEST_LINE:
+        return f"longer than {LONGEST_LINE} characters"
     found = LINE.fullmatch(line.lower())
     if found is None:
         return "expected three objects like label(x,y) with x and y from 0 to 9, and r= or nothing behind them"
@@ -146,48 +157,63 @@ def _triplet(nodes: Sequence[Node], cells: Sequence[tuple[int, int]], extent: fl
 
 
 def _parse_json(body: str) -> ParsedMap | None:
-    """Triplets of the JSON mirror; None when it is no JSON at all."""
-    try:
-        data, _ = json.JSONDecoder().raw_decode(body)
-    except (ValueError, RecursionError):
+    """Triplets of the JSON mirror, as far as it was written; None when there is none."""
+    lists, cut, end, failures = [], [], 0, 0
+    for opening in re.finditer(r"[{\[]", body):
+        if opening.start() < end or failures == MOST_FAILURES:
+            continue
+        try:
+            value, end = json.JSONDecoder().raw_decode(body, opening.start())
+        except (ValueError, RecursionError):
+            failures += 1
+            if begun := ITEM.match(body, opening.start()):
+                cut.append((begun[1], body[opening.start() :][:60]))
+            continue
+        if isinstance(value, dict) and isinstance(value.get("triplets"), list):
+            lists.append(value["triplets"])
+        elif isinstance(value, dict) and "objects" in value:
+            lists.append([value])
+        elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+            lists.append(value)
+    if not lists and not cut:
         return None
-    items = data.get("triplets") if isinstance(data, dict) else data
-    if not isinstance(items, list):
-        return ParsedMap((), 1, 1, ("JSON without a list of triplets",))
-    triplets, dropped = [], []
-    for item in items:
+    triplets = []
+    dropped = [f"{text}: cut off" for key, text in cut if key != "triplets"]
+    for item in chain.from_iterable(lists):
         triplet = _read_item(item)
         if isinstance(triplet, Triplet):
             triplets.append(triplet)
         else:
             dropped.append(f"{str(item)[:60]}: {triplet}")
-    return ParsedMap(tuple(triplets), len(items), len(dropped), tuple(dropped), True)
+    return ParsedMap(tuple(triplets), len(triplets) + len(dropped), len(dropped), tuple(dropped), not cut)
 
 
 def _read_item(item: object) -> Triplet | str:
     if not isinstance(item, dict) or not isinstance(item.get("objects"), list) or len(item["objects"]) != 3:
-        return 'expected {"objects": [three of them], "extent_m": ...}'
+        return 'expected three "objects" and "extent_m" or nothing'
     nodes, cells = [], []
     for part in item["objects"]:
-        if not (isinstance(part, list) and len(part) == 3 and isinstance(part[0], str) and _is_int(part[1])):
+        if not (isinstance(part, list) and len(part) == 3 and isinstance(part[0], str)):
             return 'expected objects like ["bed", 1, [2, 7]]'
         cell = part[2]
-        if not (isinstance(cell, list) and len(cell) == 2 and all(map(_is_int, cell))):
-            return "expected two whole numbers as a cell"
-        try:
-            nodes.append((clean_label(part[0]), part[1]))
-        except ValueError as error:
-            return str(error)
-        cells.append((cell[0], cell[1]))
+        numbers = [_number(value) for value in (part[1], *cell)] if isinstance(cell, list) and len(cell) == 2 else []
+        if not numbers or not all(number is not None and number.is_integer() for number in numbers):
+            return "expected a whole number as instance, and two as a cell"
+        if not (label := _cleaned(part[0])):
+            return "expected a label with at least one letter from a to z"
+        instance, x, y = map(int, numbers)
+        nodes.append((label, instance))
+        cells.append((x, y))
     extent = item.get("extent_m")
-    if extent is not None and (isinstance(extent, bool) or not isinstance(extent, (int, float)) or not _finite(extent)):
+    if extent is not None and (extent := _number(extent)) is None:
         return "expected metres, or nothing, as extent"
-    return _triplet(nodes, cells, None if extent is None else float(extent))
+    return _triplet(nodes, cells, extent)
 
 
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**LONGEST_NUMBER
-
-
-def _finite(value: float) -> bool:
-    return abs(value) < 10**LONGEST_NUMBER and math.isfinite(value)
+def _number(value: object) -> float | None:
+    """A number of JSON, or one in quotes; None when it is none, or too long."""
+    if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,9}(?:\.[0-9]{1,9})?", value, re.ASCII):
+        return float(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 10**LONGEST_NUMBER:
+        return None
+    return float(value)

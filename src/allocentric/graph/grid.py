@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from allocentric.graph.grammar import CLOSE, OBJECT, OPEN
+from allocentric.graph.grammar import CLOSE, LONGEST_LINE, OBJECT, OPEN, map_lines
 from allocentric.graph.solve import Layout
 from allocentric.graph.triplets import GRID, SMALLEST, Node, Triplet
 
@@ -77,16 +77,14 @@ def write_grid(grid: GridMap) -> str:
 
 def parse_grid(text: str) -> GridMap:
     """The objects in a text. Never raises: lines that cannot be read, and second places for one object, are dropped."""
-    start = text.rfind(OPEN)
-    body = (text if start < 0 else text[start + len(OPEN) :]).partition(CLOSE)[0]
+    lines = [line.lower() for line in map_lines(text)[0]]
     places: dict[Node, tuple[int, int]] = {}
     extent, bad = None, 0
-    lines = [line.strip().lower() for line in body.splitlines() if line.strip()]
     for line in lines:
         if found := EXTENT.fullmatch(line):
             extent = float(found[1]) or None
             continue
-        found = LINE.fullmatch(line)
+        found = LINE.fullmatch(line) if len(line) <= LONGEST_LINE else None
         if found is None or len(found[2] or "") > 6 or int(found[2] or 1) < 1:
             bad += 1
             continue

@@ -80,10 +80,12 @@ class IncrementalMap:
         return ""
 
     def read(self, text: str) -> "IncrementalMap":
-        """Take a map that was written in one pass, line by line under the same rules."""
-        for line in text.replace(OPEN, "").partition(CLOSE)[0].splitlines():
-            if line.strip() and not self.finished:
-                self._take(line)
+        """Take a map that was written in one pass, lines or JSON, line by line under the same rules."""
+        parsed = parse_map(text)
+        self.refused += [tuple(dropped.rsplit(": ", 1)) for dropped in parsed.dropped]
+        for triplet in parsed.triplets:
+            if not self.finished:
+                self._take(write_line(triplet))
         self.finished = True
         return self
 
