@@ -146,7 +146,10 @@ def test_a_video_is_asked_via_what_the_model_noted(allo, video, nano, monkeypatc
     assert "disagrees" not in out
     assert "  right  (model)   <- disagrees with the graph" in allo("ask", video, wording, "--frames", 4, "--via", "both")[0]
     found = json.loads(allo("ask", video, wording, "--frames", 4, "--via", "both", "--json")[0])
-    assert (found["model"], found["answers"][0]["text"], found["graph_answers"][0]["text"]) == ("nano", "right", "left")
+    (by_graph,) = found["graph_answers"]
+    assert (found["model"], found["answers"][0]["text"], by_graph["text"]) == ("nano", "right", "left")
+    assert by_graph["disagrees"] is True
+    assert [[label for label, _, _ in t["objects"]] for t in by_graph["triplets"]] == [["sofa", "bed", "lamp"]]
     monkeypatch.setattr("allocentric.models.scene.Scene.ask", lambda scene, questions: [replace(said, notes="")])
     assert "the graph has no sofa, bed or lamp" in allo("ask", video, wording, "--frames", 4, "--via", "graph")[0]
 

@@ -2,7 +2,10 @@
 
 import json
 import math
+import shutil
+from collections import Counter
 from dataclasses import replace
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -88,6 +91,31 @@ def test_an_oracle_s_detections_become_the_scene(room):
     assert graph.viewpoint == pytest.approx(exact.viewpoint, abs=1e-4)
 
 
+@pytest.mark.parametrize("masks", [True, False])
+def test_an_object_detected_several_times_in_a_frame_is_one(room, masks):
+    """As detectors do whose output nobody has thinned out."""
+    views, scene, ids = room
+    once, again = oracle(ids, scene, masks), oracle(ids, scene, masks)
+
+    def thrice(image):
+        found = once(image)
+        moved = [{side: value + by for side, value in d["box"].items()} for by in (-1, 1) for d in found]
+        return [*({**d, "score": 0.9, "box": box} for d, box in zip(found * 2, moved, strict=True)), *found]
+
+    assert Counter(o.label for o in lift(views, thrice).objects) == Counter(o.label for o in lift(views, again).objects)
+
+
+@pytest.mark.parametrize("overlap", [0, 4])
+def test_two_things_side_by_side_stay_two(facing_wall, overlap):
+    views, _ = facing_wall
+    views = hide(hide(views, slice(20, 48), slice(40, 80), 2.0), slice(48, 76), slice(40, 80), 2.0)
+    boxes = [(20, 48 + overlap), (48 - overlap, 76)]
+    found = [{"label": "chair", "score": 0.9, "box": {"xmin": a, "ymin": 40, "xmax": b, "ymax": 80}} for a, b in boxes]
+    chairs = lift(views, lambda image: found, complete=False).objects
+    assert [o.label for o in chairs] == ["chair", "chair"]
+    assert abs(chairs[0].box.center[0] - chairs[1].box.center[0]) == pytest.approx(28 * 2 / 50, abs=0.2)
+
+
 def test_boxes_without_masks_find_most(room):
     views, scene, ids = room
     graph = lift(views, oracle(ids, scene, masks=False))
@@ -106,14 +134,23 @@ def test_what_is_detected_once_but_seen_often_is_dropped(room):
     assert lift(views, flickering).objects == ()
 
 
+CORNERS = {"xmin": 0, "ymin": 0, "xmax": 50, "ymax": 50}
+
+
 @pytest.mark.parametrize(
-    ("detection", "message"),
-    [({"label": "x", "score": 1.0}, "detection"), ({"label": "x", "score": 1.0, "box": {"xmin": 0, "ymin": 0, "xmax": 50, "ymax": 50},  # noqa: E501
-                                                 "mask": np.ones((3, 3))}, "mask")],
-)  # fmt: skip
-def test_malformed_detections_are_refused(room, detection, message):
+    ("found", "message"),
+    [
+        ([{"label": "x", "score": 1.0}], "detection: expected"),
+        ([{"label": "x", "score": 1.0, "box": CORNERS, "mask": np.ones((3, 3))}], "mask"),
+        ([{"label": "x", "score": 1.0, "box": CORNERS | {"xmax": math.nan}}], "of finite numbers, found 'x' with .* nan"),
+        ([{"label": "x", "score": math.nan, "box": CORNERS}], "of finite numbers, found 'x' with score nan"),
+        ([{"label": "x", "score": 1.0, "box": CORNERS | {"xmin": 60}}], "corners in order"),
+        (None, "a list of detections of each picture, found None"),
+    ],
+)
+def test_malformed_detections_are_refused(room, found, message):
     with pytest.raises(ValueError, match=message):
-        lift(room[0], lambda image: [detection])
+        lift(room[0], lambda image: found)
 
 
 def test_views_without_depth_are_refused(room):
@@ -229,6 +266,31 @@ def test_a_checkpoint_is_loaded_and_its_detections_lifted(tiny_detr, room):
     assert {o.label for o in graph.objects} <= {"chair", "table"} and graph.room_area > 0
 
 
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"labels": ["Chair", "table"]}, "found the labels Chair, expected some of chair, table"),
+        ({"threshold": 1.5}, "threshold: expected a score from 0 to 1, found 1.5"),
+        ({"threshold": math.nan}, "found nan"),
+    ],
+)
+def test_what_a_detector_cannot_be_asked_for_is_refused(tiny_detr, asked, message):
+    with pytest.raises(ValueError, match=message):
+        load_detector(tiny_detr, **asked)
+
+
+@pytest.mark.skipif(find_spec("timm") is not None, reason="timm is installed")
+def test_a_checkpoint_that_needs_another_package_names_it(tiny_detr, tmp_path, capsys):
+    """As DETR's first checkpoints do."""
+    shutil.copytree(tiny_detr, tmp_path / "detr")
+    DetrConfig(use_timm_backbone=True, backbone="resnet50", use_pretrained_backbone=False).save_pretrained(tmp_path / "detr")
+    write_rgbd(generate(3, frames=2)[0], tmp_path / "capture")
+    with pytest.raises(SystemExit) as stop:
+        main(["map", str(tmp_path / "capture"), "--detector", str(tmp_path / "detr")])
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and err.count("\n") == 1 and "requires the timm library" in err
+
+
 @pytest.fixture(scope="module")
 def tiny_owl(tmp_path_factory):
     folder = tmp_path_factory.mktemp("owlvit")
@@ -302,6 +364,36 @@ def test_map_command_with_a_detector(tiny_owl, room, tmp_path, capsys):
     assert stop.value.code == 2 and "labels" in capsys.readouterr().err
 
 
+def test_detections_below_the_threshold_are_left_out(tiny_detr, room, tmp_path, capsys):
+    capture = tmp_path / "capture"
+    write_rgbd(room[0].select([0, 5, 10]), capture)
+    found = []
+    for threshold in ("0", "1"):
+        main(["map", str(capture), "--detector", str(tiny_detr), "--threshold", threshold, "--json"])
+        found.append(len(SceneGraph.from_json(capsys.readouterr().out).objects))
+    assert found[0] > 0 == found[1]
+
+
+def test_ask_via_graph_lifts_as_many_frames_as_it_is_told(tiny_detr, room, tmp_path, capsys):
+    capture = tmp_path / "capture"
+    write_rgbd(room[0].select([0, 5, 10]), capture)
+    question, detector = "How many chair(s) are in this room?", ["--detector", str(tiny_detr), "--threshold", "0"]
+    for frames, expected in (["--frames", "2"], 2), ([], 3):
+        main(["ask", str(capture), question, "--via", "graph", *detector, *frames, "--json"])
+        assert json.loads(capsys.readouterr().out)["graph"] == f"lifted from detections in {expected} frames"
+
+
+def test_ask_via_graph_takes_the_scene_it_is_told(tmp_path, capsys):
+    scenes = {name: {"room_size": size, "object_counts": {}, "object_bbox": {}} for name, size in (("first", 11), ("second", 22))}
+    (tmp_path / "scenes.json").write_text(json.dumps(scenes))
+    question = "What is the size of this room (in square meters)?"
+    main(["ask", str(tmp_path / "scenes.json"), question, "--via", "graph", "--scene", "second", "--json"])
+    assert float(json.loads(capsys.readouterr().out)["answers"][0]["text"]) == 22
+    with pytest.raises(SystemExit) as stop:
+        main(["ask", str(tmp_path / "scenes.json"), question, "--scene", "second"])
+    assert stop.value.code == 2 and "expected --via graph or both" in capsys.readouterr().err
+
+
 def test_map_command(folder, tmp_path, capsys):
     main(["map", str(folder), "--json"])
     graph = SceneGraph.from_json(capsys.readouterr().out)
@@ -338,7 +430,7 @@ def test_ask_via_graph_shows_what_it_used(folder, capsys):
     assert "the graph has no unicorn" in out and "exact, from annotations" in out and "compute  measured area" in out
     main(["ask", str(folder), "How big is this room?", "--via", "graph", "--json"])
     (answer,) = json.loads(capsys.readouterr().out)["answers"]
-    assert answer["missing"] == [] and float(answer["text"]) > 0
+    assert answer["missing"] == [] and float(answer["text"]) > 0 and answer["triplets"] == []
 
 
 def test_what_cannot_be_mapped_is_refused_in_one_line(tmp_path, capsys):

@@ -19,6 +19,8 @@ Sampling = Literal["uniform", "space_aware"]
 JSON = Annotated[bool, arg(help="print JSON, one object, and nothing else")]
 Detector = Annotated[str | None, arg(help="a transformers object detector, folder or hub id, that finds a capture's objects")]
 Labels = Annotated[tuple[str, ...], arg(help="what a zero-shot detector looks for; which labels of a closed-set one to keep")]
+Threshold = Annotated[float, arg(help="least score of a detection, 0 to 1")]
+OneOfMany = Annotated[str | None, arg(help="which scene, in an annotation file of many")]
 Weights = Annotated[str | None, arg(help="folder or hub id of weights; default: nano, which comes with the package")]
 
 console = Console(stderr=True)
@@ -30,13 +32,15 @@ def ask(
     model: Weights = None,
     processor: Annotated[str | None, arg(help="where tokenizer and image processor lie, if not with the weights")] = None,
     geometry: Annotated[str | None, arg(help="VGGT weights, for space-aware sampling of plain video")] = None,
-    frames: Annotated[int, arg(help="how many frames the model sees")] = 16,
+    frames: Annotated[int | None, arg(help="how many frames to look at; default: 16, and of a capture's detector all")] = None,
     sampling: Annotated[Sampling, arg(help="evenly spread frames, or those that together show most of the place")] = "uniform",
     via: Annotated[
         Literal["model", "graph", "both"], arg(help="a model that looks; geometry on the scene's graph, step by step; or both")
     ] = "model",
     detector: Detector = None,
     labels: Labels = (),
+    threshold: Threshold = 0.3,
+    scene: OneOfMany = None,
     json: JSON = False,
 ) -> None:
     """Ask about a place.
@@ -49,20 +53,22 @@ def ask(
     if not questions:
         raise ValueError('questions: found none, expected at least one: allo ask room.mp4 "How many chairs are in this room?"')
     _must_exist(source)
+    if via == "model" and (detector or scene):
+        option = "--detector" if detector else "--scene"
+        raise ValueError(f"{option}: found --via model, which takes none, expected --via graph or both")
     maps, noted = [], False  # a map for each question; without depth or annotations they are what the model notes
     if via != "model":
         from allocentric.graph.source import only_pictures
 
         noted = detector is None and only_pictures(source)
-        maps = [] if noted else [_map(source, detector, labels)] * len(questions)
+        maps = [] if noted else [_map(source, detector, labels, threshold, frames, scene)] * len(questions)
     if via == "graph" and not noted:
         _print_graph_answers(source, maps, questions, json)
         return
     with console.status("loading the model"):
         loaded = _load(model, processor, geometry)
     with console.status(f"looking at {source}"):
-        scene = loaded.watch(source, frames, sampling)
-        answers = scene.ask(list(questions))
+        answers = loaded.watch(source, 16 if frames is None else frames, sampling).ask(list(questions))
     if noted:
         from allocentric.graph.source import Mapped, graph_of_notes
 
@@ -91,8 +97,9 @@ def map_(
     labels: Annotated[
         tuple[str, ...], arg(help="as of --detector; with --model, categories it is asked for (default: those of procedural rooms)")
     ] = (),
+    threshold: Threshold = 0.3,
     frames: Annotated[int | None, arg(help="how many frames of a capture to look at; default: all, 16 with --model")] = None,
-    scene: Annotated[str | None, arg(help="which scene, in an annotation file of many")] = None,
+    scene: OneOfMany = None,
 ) -> None:
     """Draw the metric map of a place: objects, floor, free space and area.
 
@@ -104,7 +111,7 @@ def map_(
     if model is not None:
         mapped = _map_by_model(source, model, labels, frames, detector)
     else:
-        mapped = _map(source, detector, labels, frames, scene)
+        mapped = _map(source, detector, labels, threshold, frames, scene)
     if html or png:
         poses = None if mapped.views is None else mapped.views.camera_to_world.numpy()
         picture = map_picture(mapped.graph, mapped.plan, poses)
@@ -481,7 +488,9 @@ def show_progress(name: str, steps: Iterable[tuple[int, int]]) -> None:
             bar.update(task, completed=done, total=total)
 
 
-def _map(source: Path, detector: str | None, labels: tuple[str, ...], frames: int | None = None, scene: str | None = None):
+def _map(
+    source: Path, detector: str | None, labels: tuple[str, ...], threshold: float, frames: int | None, scene: str | None
+):
     """`allocentric.graph.source.open_graph` with a progress bar."""
     from allocentric.graph.lift import load_detector
     from allocentric.graph.source import graph_steps
@@ -489,7 +498,7 @@ def _map(source: Path, detector: str | None, labels: tuple[str, ...], frames: in
     _must_exist(source)
     if detector is not None:
         _no_bars()
-    found = None if detector is None else load_detector(detector, labels)
+    found = None if detector is None else load_detector(detector, labels, threshold)
     result = None
 
     def steps():
@@ -513,19 +522,23 @@ def _map_by_model(source: Path, model: str, labels: tuple[str, ...], frames: int
     with console.status("loading the model"):
         loaded = _load(model)
     with console.status(f"looking at {source}"):
-        return map_by_model(loaded.watch(source, frames or 16), labels or LABELS, source.name)
+        return map_by_model(loaded.watch(source, 16 if frames is None else frames), labels or LABELS, source.name)
 
 
 def _print_graph_answers(source: Path, maps: list, questions: tuple[str, ...], as_json: bool, by_model=(), name: str = "") -> None:
     """Answers from the map of each question with what they rest on; beside those of the model of that name where there are any."""
-    from allocentric.graph.explain import disagrees, explain
+    from allocentric.graph.explain import disagrees, explain, used_triplets
+    from allocentric.graph.grammar import map_to_json
     from allocentric.graph.programs import ask_graph
 
     answers = [ask_graph(mapped.graph, question) for mapped, question in zip(maps, questions, strict=True)]
     if as_json:
-        found = [asdict(answer) for answer in answers]
+        used = [used_triplets(mapped.graph, answer) for mapped, answer in zip(maps, answers, strict=True)]
+        found = [asdict(answer) | json.loads(map_to_json(triplets)) for answer, triplets in zip(answers, used, strict=True)]
         report = {"answers": found}
         if by_model:
+            for entry, answer, said in zip(found, answers, by_model, strict=True):
+                entry["disagrees"] = disagrees(answer, said.text)
             report = {"model": name, "answers": [asdict(answer) for answer in by_model], "graph_answers": found}
         _print_json({"source": str(source), "graph": maps[0].origin} | report)
         return

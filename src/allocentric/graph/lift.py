@@ -4,9 +4,10 @@
     graph = lift(views, detector)
 
 A detector takes a picture (PIL) and gives a list of {"label", "score", "box": {xmin, ymin, xmax, ymax} in pixels}, and "mask"
-(height x width) where it has one: what transformers' detection pipelines return. Each detection is lifted by depth and pose; what
-overlaps in space and has one label is one object; what should often have been detected, and was not, is dropped; sides that no
-frame shows are completed (`graph.complete`); each object is dated by the first frame that shows it, detected there or not.
+(height x width) where it has one: what transformers' detection pipelines return. Each detection is lifted by depth and pose; of
+several of the same thing in one frame the surest stays; what overlaps in space and has one label is one object; what should often
+have been detected, and was not, is dropped; sides that no frame shows are completed (`graph.complete`); each object is dated by the
+first frame that shows it, detected there or not.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,6 +37,7 @@ VOXEL = 0.05  # metres
 FEWEST_POINTS = 12  # pixels with depth that a detection needs
 JUMP = 0.06  # of the depth: neighbouring pixels farther apart are on different surfaces
 OVERLAP = 0.25  # of the smaller one's voxels: detections of one label that share as many are one object
+TWICE = 0.5  # of the smaller one's voxels: no two objects of one label share as many, even where one frame shows both
 SAME_BOX = 0.25  # overlap of boxes (IoU) that also makes them one, as when seen from opposite sides
 INSIDE = 0.6  # share of the smaller box that lies in the larger
 OFTEN = 0.2  # share of the frames that show an object in which it must have been detected
@@ -75,17 +77,24 @@ def load_detector(
         MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING,
     )
 
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold: expected a score from 0 to 1, found {threshold}")
     config = AutoConfig.from_pretrained(path)
-    if type(config) in MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING:
-        if not labels:
-            raise ValueError(f"{path}: a zero-shot detector ({config.model_type}) looks for labels, found none given")
-        found = pipeline("zero-shot-object-detection", model=str(path), device=device)
+    zero_shot = type(config) in MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING
+    if not zero_shot and type(config) not in MODEL_FOR_OBJECT_DETECTION_MAPPING:
+        raise ValueError(f"{path}: expected an object detector (zero-shot or closed-set), found a {config.model_type}")
+    if zero_shot and not labels:
+        raise ValueError(f"{path}: a zero-shot detector ({config.model_type}) looks for labels, found none given")
+    known = set(config.id2label.values())
+    if not zero_shot and (unknown := sorted(set(labels) - known)):
+        raise ValueError(f"{path}: found the labels {', '.join(unknown)}, expected some of {', '.join(sorted(known))}")
+    try:
+        found = pipeline(f"{'zero-shot-' if zero_shot else ''}object-detection", model=str(path), device=device)
+    except ImportError as error:  # some checkpoints need a package that transformers does without: older DETR's backbone timm
+        raise ValueError(f"{path}: found a package missing, expected it installed: {str(error).strip().splitlines()[0]}") from error
+    if zero_shot:
         return lambda image: found(image, candidate_labels=list(labels), threshold=threshold)
-    if type(config) in MODEL_FOR_OBJECT_DETECTION_MAPPING:
-        found = pipeline("object-detection", model=str(path), device=device)
-        kept = set(labels)
-        return lambda image: [d for d in found(image, threshold=threshold) if not kept or d["label"] in kept]
-    raise ValueError(f"{path}: expected an object detector (zero-shot or closed-set), found a {config.model_type}")
+    return lambda image: [d for d in found(image, threshold=threshold) if not labels or d["label"] in labels]
 
 
 def lift(
@@ -109,28 +118,36 @@ def lift_steps(
     plan = floor_plan(views)
     tracks: list[Track] = []
     for t in range(len(views)):
-        image = Image.fromarray(views.frames[t].permute(1, 2, 0).numpy())
-        for detection in detector(image):
-            found = _lifted(views, t, detection, plan, threshold)
-            if found is not None:
-                _assign(tracks, found)
+        detections = detector(Image.fromarray(views.frames[t].permute(1, 2, 0).numpy()))
+        if not isinstance(detections, Sequence):
+            raise ValueError(f"detector: expected a list of detections of each picture, found {detections!r:.120}")
+        points = unproject_depth(views.depth[t], views.intrinsics[t], views.camera_to_world[t]).double().numpy()
+        lifted = [_lifted(views.depth[t].numpy(), points, t, detection, plan, threshold) for detection in detections]
+        for found in _distinct([track for track in lifted if track is not None]):
+            _assign(tracks, found)
         yield t + 1, None
     tracks = _merged(tracks)
     yield len(views), _graph(views, tracks, plan, min_frames, complete)
 
 
-def _lifted(views: Views, t: int, detection: Detection, plan: FloorPlan, threshold: float) -> Track | None:
+def _lifted(
+    depth: Float[np.ndarray, "h w"],
+    points: Float[np.ndarray, "h w 3"],
+    t: int,
+    detection: Detection,
+    plan: FloorPlan,
+    threshold: float,
+) -> Track | None:
     """A detection as a track of one frame; None when too little of it has depth."""
     label, score, box = _read(detection)
     if score < threshold:
         return None
-    height, width = views.depth.shape[1:]
+    height, width = depth.shape
     x0, x1 = (int(np.clip(np.round(box[k]), 0, width)) for k in ("xmin", "xmax"))
     y0, y1 = (int(np.clip(np.round(box[k]), 0, height)) for k in ("ymin", "ymax"))
     if x1 - x0 < 2 or y1 - y0 < 2:
         return None
-    points = unproject_depth(views.depth[t], views.intrinsics[t], views.camera_to_world[t])[y0:y1, x0:x1].double().numpy()
-    depth = views.depth[t, y0:y1, x0:x1].numpy()
+    points, depth = points[y0:y1, x0:x1], depth[y0:y1, x0:x1]
     measured = np.isfinite(points).all(-1) & (depth <= FAR)
     mask = detection.get("mask")
     if mask is not None:
@@ -143,20 +160,27 @@ def _lifted(views: Views, t: int, detection: Detection, plan: FloorPlan, thresho
     cloud = points[kept]
     if len(cloud) < FEWEST_POINTS:
         return None
-    voxels = {tuple(v) for v in np.unique(np.floor(cloud / VOXEL).astype(int), axis=0).tolist()}
+    cells = np.floor(cloud / VOXEL).astype(int)
+    low, high = cells.min(0), cells.max(0)
+    _, firsts = np.unique(np.ravel_multi_index((cells - low).T, high - low + 1), return_index=True)  # rows as such sort slowly
+    voxels = set(map(tuple, cells[firsts].tolist()))
     if len(cloud) > 1500:
         cloud = cloud[np.linspace(0, len(cloud) - 1, 1500).astype(int)]
     return Track(label, voxels, [cloud], [t], [score], [np.median(cloud, axis=0)])
 
 
 def _read(detection: Detection) -> tuple[str, float, Mapping[str, float]]:
+    expected = 'detection: expected {"label", "score", "box": {xmin, ymin, xmax, ymax}}'
     try:
-        box = detection["box"]
-        return str(detection["label"]), float(detection["score"]), {k: float(box[k]) for k in ("xmin", "ymin", "xmax", "ymax")}
+        label, score = str(detection["label"]), float(detection["score"])
+        box = {k: float(detection["box"][k]) for k in ("xmin", "ymin", "xmax", "ymax")}
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f'detection: expected {{"label", "score", "box": {{xmin, ymin, xmax, ymax}}}}, found {detection!r:.120}'
-        ) from error
+        raise ValueError(f"{expected}, found {detection!r:.120}") from error
+    if not np.isfinite([score, *box.values()]).all():
+        raise ValueError(f"{expected} of finite numbers, found {label!r} with score {score} and box {box}")
+    if box["xmin"] > box["xmax"] or box["ymin"] > box["ymax"]:
+        raise ValueError(f"{expected} with corners in order, found {label!r} with box {box}")
+    return label, score, box
 
 
 def _foreground(depth: Float[np.ndarray, "h w"], usable: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
@@ -186,12 +210,25 @@ def _foreground(depth: Float[np.ndarray, "h w"], usable: Bool[np.ndarray, "h w"]
     return np.isin(patches, together)
 
 
+def _distinct(found: list[Track]) -> list[Track]:
+    """One frame's detections, the surest of each object: many detectors give one thing several times."""
+    kept: list[Track] = []
+    for track in sorted(found, key=lambda track: -track.scores[0]):
+        if all(other.label != track.label or _shared(other, track) < TWICE for other in kept):
+            kept.append(track)
+    return kept
+
+
+def _shared(a: Track, b: Track) -> float:
+    """Share of the smaller one's voxels that are also the other's."""
+    return len(a.voxels & b.voxels) / min(len(a.voxels), len(b.voxels))
+
+
 def _same(a: Track, b: Track) -> float:
     """How surely two tracks are one object; 0 when they are not."""
     if a.label != b.label:
         return 0.0
-    small, large = (a, b) if len(a.voxels) <= len(b.voxels) else (b, a)
-    shared = len(small.voxels & large.voxels) / len(small.voxels)
+    shared = _shared(a, b)
     if shared >= OVERLAP:
         return 1 + shared
     boxes = boxes_to_array([_aligned(a), _aligned(b)])
@@ -226,6 +263,7 @@ def _merged(tracks: list[Track]) -> list[Track]:
             for j in range(len(tracks) - 1, i, -1):
                 together = set(tracks[i].frames) & set(tracks[j].frames)
                 apart = len(together) > 0.5 * min(len(tracks[i].frames), len(tracks[j].frames))
+                apart = apart and _shared(tracks[i], tracks[j]) < TWICE
                 if not apart and _same(tracks[i], tracks[j]) > 0:
                     tracks[i].absorb(tracks.pop(j))
                     merged = True
