@@ -24,7 +24,7 @@ from allocentric.models.spa3_vlm import (
 from allocentric.models.spatial_mllm import SpatialMLLMConfig, unpatchify
 from parity import weights as parity
 from parity.spa3r_case import spa3r_config
-from test_spatial_mllm import tiny_processor
+from test_spatial_mllm import tiny_config, tiny_processor
 
 TOLERANCE = 1e-4
 CASES = sorted(p.parent.name for p in Path(parity.HERE).glob("spa3_vlm*/case.json"))
@@ -251,10 +251,33 @@ def test_frames_are_shown_as_the_released_weights_saw_them():
         image_processor(frames_as="film")
 
 
+def test_scenes_of_two_shapes_share_a_batch_of_images():
+    """A list for each text, of Pillow's pictures or of tensors; each text gets what it gets alone."""
+    processor, ids = image_processor(geometry_width=70), tiny_config()
+    torch.manual_seed(0)
+    config = Spa3VLMConfig.tiny(image_token_id=ids.image_token_id, video_token_id=ids.video_token_id)
+    model = Spa3VLMForConditionalGeneration(config).eval()
+    torch.nn.init.normal_(model.model.connector.adaptor[-1].weight)
+    rng = torch.Generator().manual_seed(2)
+    flat, tall = (torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8, generator=rng) for size in ((48, 64), (64, 64)))
+    pictures = [[Image.fromarray(f.permute(1, 2, 0).numpy()) for f in flat], list(tall)]
+    text = [processor.prompt("how many chairs?", images=2)] * 2
+    both = processor(text=text, images=pictures).to("cpu")
+    assert [tuple(view.shape) for view in both["geometry_images"]] == [(3, 56, 70)] * 2 + [(3, 70, 70)] * 2
+    with torch.no_grad():
+        together = model(**both).logits[:, -1]
+        alone = [model(**processor(text=text[:1], images=list(shown))).logits[0, -1] for shown in (flat, tall)]
+    assert torch.allclose(together, torch.stack(alone), atol=1e-4)
+    one = processor(text=[processor.prompt("how many?", images=1)], images=flat[0])
+    assert one["geometry_images"].shape == (1, 3, 56, 70)
+    with pytest.raises(ValueError, match="images: found 10 x 800, expected at least 28 pixels of height at a width of 70"):
+        processor(text=["<|image_pad|>"], images=[torch.zeros(3, 10, 800, dtype=torch.uint8)])
+
+
 def test_a_tall_picture_is_cut_about_its_centre():
     image = torch.arange(12, dtype=torch.uint8).repeat_interleave(14).mul(20)[None, :, None].expand(3, -1, 56)
     found = geometry_view(image, 56, 14)
-    assert torch.equal(found[0], image[:, 56:112])
+    assert torch.equal(found, image[:, 56:112])
 
 
 # ---- starting at zero ----

@@ -352,6 +352,29 @@ class Unknown:
     """Something a checkpoint may hold that is not a tensor."""
 
 
+@pytest.mark.parametrize(
+    ("stored", "said"),
+    [
+        ([torch.zeros(1)], "found list, expected tensors by name"),
+        (torch.zeros(1), "found Tensor, expected tensors by name"),
+        ({"state_dict": None}, "found NoneType, expected tensors by name"),
+        ({"state_dict": {1: torch.zeros(1)}}, "found dict, expected tensors by name"),
+        ({"a": 1.0}, "found dict, expected tensors by name"),
+        (b"", "found no checkpoint, expected one that torch.save wrote"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "found no checkpoint, expected one that torch.save wrote"),
+        (b"PK\x03\x04 and no more", "expected a checkpoint of tensors alone"),
+    ],
+)
+def test_what_is_no_checkpoint_is_refused(tmp_path, stored, said):
+    file = tmp_path / "spa3r.ckpt"
+    if isinstance(stored, bytes):
+        file.write_bytes(stored)
+    else:
+        torch.save(stored, file)
+    with pytest.raises(ValueError, match=f"spa3r.ckpt: {said}"):
+        load_spa3r(file)
+
+
 def test_pickled_code_is_not_run(tmp_path):
     torch.save({"state_dict": {}, "hyper_parameters": Unknown()}, tmp_path / "code.ckpt")
     with pytest.raises(ValueError, match="expected a checkpoint of tensors alone"):

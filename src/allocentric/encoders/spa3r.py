@@ -10,6 +10,7 @@ Module names are the published ones (those of VGGT's camera head: `encoders.vggt
 import json
 import pickle
 import re
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -491,14 +492,20 @@ def read_config(folder: Path) -> Spa3RConfig:
 
 def _lightning_tensors(path: Path) -> dict[str, Tensor]:
     """The network's tensors: under `state_dict`, `model_state_dict` or nothing, named "model.*" in what Lightning wrote."""
+    with path.open("rb") as file:
+        if not file.read(4).startswith((b"PK", b"\x80")):  # a zip archive, or a pickle as torch wrote it before
+            raise ValueError(f"{path}: found no checkpoint, expected one that torch.save wrote (is the download complete?)")
     try:
-        stored = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError) as error:
+        stored = torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ValueError(
-            f"{path}: expected a checkpoint of tensors alone ({str(error).splitlines()[0]}); if you trust it, rewrite it once: "
-            "torch.save({'state_dict': torch.load(path, weights_only=False)['state_dict']}, path)"
+            f"{path}: expected a checkpoint of tensors alone ({str(error).splitlines()[0]}); if it holds other objects and you "
+            "trust it, rewrite it once: torch.save({'state_dict': torch.load(path, weights_only=False)['state_dict']}, path)"
         ) from error
-    stored = stored.get("state_dict", stored.get("model_state_dict", stored))
+    for key in ("state_dict", "model_state_dict"):
+        stored = stored[key] if isinstance(stored, dict) and key in stored else stored
+    if not isinstance(stored, dict) or not all(isinstance(n, str) and isinstance(t, Tensor) for n, t in stored.items()):
+        raise ValueError(f"{path}: found {type(stored).__name__}, expected tensors by name, or a state_dict of these")
     prefix = "model."
     named = {name.removeprefix(prefix): tensor for name, tensor in stored.items() if name.startswith(prefix)}
     return named or stored

@@ -10,13 +10,16 @@ frames as images, of which Qwen sees a part (`Spa3VLMProcessor`).
 
 import hashlib
 import os
-from itertools import groupby
+from collections.abc import Iterator
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Literal, no_type_check
 
+import numpy as np
 import torch
 from huggingface_hub.dataclasses import strict
 from jaxtyping import Float, Int, UInt8
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
@@ -343,25 +346,51 @@ class Spa3VLMProcessor(SpatialMLLMProcessor):
         return self(text=[self.prefix(images=len(frames))], images=list(frames))
 
     def __call__(self, images=None, text=None, videos=None, **kwargs):
-        """Qwen's inputs; where frames are images, also `geometry_images` (images, 3, H, W) in [0, 1]: images of one shape."""
-        if not images or self.frames_as == "video":
+        """Qwen's inputs; where frames are images, also `geometry_images`, (images, 3, H, W) in [0, 1].
+
+        Images are tensors (3, H, W) or pictures of Pillow, in one list or a list for each text. Those of a text are views of one
+        place and must be of one shape; where texts differ in it, `geometry_images` is a list.
+        """
+        pictures = [] if self.frames_as == "video" else list(_pictures(images))
+        if not pictures:
             return super().__call__(images=images, text=text, videos=videos, **kwargs)
-        views = [geometry_view(image, self.geometry_width, self.image_processor.patch_size) for image in images]
-        if len(sizes := {tuple(view.shape[-2:]) for view in views}) > 1:
-            raise ValueError(f"images: found the sizes {sorted(sizes)}, resized, expected one: they are views of one place")
-        shown = torch.cat(views)
-        block = self.image_processor.patch_size * self.image_processor.merge_size
-        height, width = (side // block * block for side in shown.shape[-2:])
-        inputs = super().__call__(images=list(shown[..., :height, :width]), text=text, videos=videos, **kwargs)
-        inputs["geometry_images"] = shown.float() / 255
+        patch = self.image_processor.patch_size
+        block = patch * self.image_processor.merge_size
+        shown = [geometry_view(picture, self.geometry_width, patch) for picture in pictures]
+        for picture, view in zip(pictures, shown, strict=True):
+            if view.shape[1] < block:
+                found = f"{picture.shape[1]} x {picture.shape[2]}"
+                raise ValueError(f"images: found {found}, expected at least {block} pixels of height at a width of {view.shape[2]}")
+        rest = iter(shown)
+        for said in [text] if isinstance(text, str) else text or ():
+            sizes = {tuple(view.shape[1:]) for view in islice(rest, said.count("<|image_pad|>"))}
+            if len(sizes) > 1:
+                raise ValueError(f"images: found the sizes {sorted(sizes)}, resized, expected one: they are views of one place")
+        seen = [view[:, : view.shape[1] // block * block, : view.shape[2] // block * block] for view in shown]
+        inputs = super().__call__(images=seen, text=text, videos=videos, **kwargs)
+        views = [view.float() / 255 for view in shown]
+        inputs["geometry_images"] = torch.stack(views) if len({view.shape for view in views}) == 1 else views
         return inputs
 
 
-def geometry_view(image: UInt8[Tensor, "3 h w"], width: int, patch: int) -> UInt8[Tensor, "1 3 h2 w2"]:
+def _pictures(images) -> Iterator[UInt8[Tensor, "3 h w"]]:
+    """The images of a list, of lists, or of one, as tensors."""
+    if images is None:
+        return
+    if isinstance(images, Image.Image):
+        yield torch.from_numpy(np.array(images.convert("RGB"))).permute(2, 0, 1)
+    elif isinstance(images, Tensor) and images.ndim == 3:
+        yield images
+    else:
+        for image in images:
+            yield from _pictures(image)
+
+
+def geometry_view(image: UInt8[Tensor, "3 h w"], width: int, patch: int) -> UInt8[Tensor, "3 h2 w2"]:
     """An image as released Spa3-VLM shows it to Spa3R: `width` wide, in whole patches, cut about its centre to a square at most."""
-    image = (255 * resize(image[None], width, patch)).round().to(torch.uint8)
-    top = max(0, (image.shape[2] - width) // 2)
-    return image[:, :, top : top + width]
+    image = (255 * resize(image[None], width, patch)[0]).round().to(torch.uint8)
+    top = max(0, (image.shape[1] - width) // 2)
+    return image[:, top : top + width]
 
 
 def load_spa3_vlm(path: str | Path, spa3r_config: Spa3RConfig | dict | None = None, **kwargs) -> Spa3VLMForConditionalGeneration:
