@@ -260,6 +260,26 @@ def test_labels_extent_and_lines_can_be_prescribed(tokenizer):
             assert word.split("(")[0].split(".")[0] in ("bed", "coffee table")
 
 
+def test_with_labels_no_line_names_an_object_twice(tokenizer):
+    processor = MapLogitsProcessor(tokenizer, 1, MapGrammar(labels=["bed", "bedside table"]), max_new_tokens=120)
+    for seed in range(3):
+        ids = sampled(processor, len(tokenizer), 121, seed)
+        parsed = parse_map(tokenizer.decode(ids[:-1], clean_up_tokenization_spaces=False))
+        assert parsed.closed and parsed.n_bad == 0, parsed.dropped
+
+
+@pytest.mark.parametrize("labels", [["bed"], ["bed", "bedroom"], None])
+def test_the_grammar_knows_how_far_the_end_is(labels):
+    grammar = MapGrammar("line", labels)
+    generator = np.random.default_rng(0)
+    for _ in range(60):
+        state, left = grammar.start, int(generator.integers(20, 80))
+        while grammar.cost(state):
+            can = [then for then in grammar.allowed(state).values() if grammar.cost(then) <= left - 1]
+            assert can, (state, left)
+            state, left = can[generator.integers(len(can))], left - 1
+
+
 def test_after_the_map_an_answer_may_follow(tokenizer):
     free = MapLogitsProcessor(tokenizer, 1, MapGrammar("line", labels=["bed"]), free_after=True)
     ids = [free.texts.index(c) for c in "</map>"]  # character by character: every tokenizer can

@@ -14,21 +14,24 @@ from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
 from allocentric.graph.grammar import CLOSE, OPEN, clean_label
+from allocentric.graph.triplets import Node
 
 LETTERS, DIGITS = "abcdefghijklmnopqrstuvwxyz", "0123456789"
 LABEL_CHARACTERS = LETTERS + DIGITS + " _-"
 LONGEST_LABEL = 32
 NEVER = 1 << 14  # cost of what cannot be ended any more
 
-# (place in the grammar, object of the line 0 to 2, what has been written there)
-State = tuple[str, int, str]
+# (place in the grammar, object of the line 0 to 2, what has been written there, objects of the line so far)
+State = tuple[str, int, str, tuple[Node, ...]]
+DONE: State = ("done", 0, "", ())
 
 
 class MapGrammar:
     """The grammar as a machine that reads characters.
 
     start     "map": from "<map>" to "</map>"; "line": one line, with its line break, or "</map>".
-    labels    the only labels allowed; None: any the grammar allows, up to 32 characters.
+    labels    the only labels allowed, no object twice in a line; None: any the grammar allows, up to 32 characters (then a line may
+              name an object twice, which the parser drops: of free labels only their length is kept).
     metric    True: every line ends in an extent; False: none does; None: as the model likes.
     """
 
@@ -41,9 +44,9 @@ class MapGrammar:
         if self.labels == []:
             raise ValueError("labels: expected at least one, found none")
         self.metric, self.one_line = metric, start == "line"
-        self.start: State = ("open", 0, "") if start == "map" else ("begin", 0, "")
+        self.start: State = ("open" if start == "map" else "begin", 0, "", ())
         self._follow: dict[State, dict[str, State]] = {}
-        self._cost = self._costs()
+        self._cost: dict[State, int] = {}
 
     def allowed(self, state: State) -> dict[str, State]:
         """The characters that may come next, and the state after each."""
@@ -52,87 +55,94 @@ class MapGrammar:
         return self._follow[state]
 
     def cost(self, state: State) -> int:
-        """Characters of the shortest text that ends the map from here."""
-        return self._cost[state]
+        """Characters of the shortest text that ends the map from here; NEVER when there is none."""
+        if state not in self._cost:
+            follow = self.allowed(state)
+            there = state == DONE
+            self._cost[state] = 0 if there else 1 + self.cost(follow[self._shortest(state, follow)]) if follow else NEVER
+        return min(self._cost[state], NEVER)
 
     def _next(self, state: State) -> dict[str, State]:
-        place, k, written = state
+        place, k, written, used = state
         if place == "open":
             full = OPEN + "\n"
             rest = full[len(written)]
-            return {rest: ("begin", 0, "") if written + rest == full else ("open", 0, written + rest)}
+            return {rest: ("begin", 0, "", ()) if written + rest == full else ("open", 0, written + rest, ())}
         if place == "begin":
-            return {"<": ("close", 0, "<")} | self._label(k, "")
+            return {"<": ("close", 0, "<", ())} | self._label(k, "", ())
         if place == "close":
             rest = CLOSE[len(written)]
-            return {rest: ("done", 0, "") if written + rest == CLOSE else ("close", 0, written + rest)}
+            return {rest: DONE if written + rest == CLOSE else ("close", 0, written + rest, ())}
         if place == "label":
-            follow = self._label(k, written) if written else self._label(k, "")
+            follow = self._label(k, written, used)
             if written and self._is_label(written):
-                follow |= {"(": ("x", k, ""), ".": ("instance", k, "")}
+                kept = written if self.labels is not None else ""
+                follow |= {".": ("instance", k, f"{kept}.", used)} | self._cell(k, (written, 1), used)
             return follow
-        if place == "instance":  # 1 to 99; of digits, too, only as much is kept as matters
-            more = {d: ("instance", k, written + "1") for d in (DIGITS if written else DIGITS[1:])} if len(written) < 2 else {}
-            return more | ({"(": ("x", k, "")} if written else {})
+        if place == "instance":  # 1 to 99
+            label, _, number = written.rpartition(".")
+            digits = (DIGITS if number else DIGITS[1:]) if len(number) < 2 else ""
+            if number:  # a second digit that makes an object of the line once more leads nowhere
+                digits = [d for d in digits if (label, int(number + d)) not in used]
+            more = {d: ("instance", k, written + (d if label else "1"), used) for d in digits}
+            return more | (self._cell(k, (label, int(number)), used) if number else {})
         if place == "x":
-            return {d: ("comma", k, "") for d in DIGITS}
+            return {d: ("comma", k, "", used) for d in DIGITS}
         if place == "comma":
-            return {",": ("y", k, "")}
+            return {",": ("y", k, "", used)}
         if place == "y":
-            return {d: ("shut", k, "") for d in DIGITS}
+            return {d: ("shut", k, "", used) for d in DIGITS}
         if place == "shut":
-            return {")": ("gap", k, "") if k < 2 else ("end", k, "")}
+            return {")": ("gap", k, "", used) if k < 2 else ("end", k, "", ())}
         if place == "gap":
-            return {" ": ("label", k + 1, "")}
-        after: State = ("done", 0, "") if self.one_line else ("begin", 0, "")
+            return {" ": ("label", k + 1, "", used)}
+        after: State = DONE if self.one_line else ("begin", 0, "", ())
         if place == "end":
             broken = {} if self.metric is True else {"\n": after}
-            return broken | ({} if self.metric is False else {" ": ("extent", k, " ")})
-        if place == "extent":  # " r=" and 0.1 to 99.9
+            return broken | ({} if self.metric is False else {" ": ("extent", k, " ", ())})
+        if place == "extent":  # " r=" and 0.1 to 99.9; of digits only as much is kept as matters
             if len(written) < 3:
-                return {" r="[len(written)]: ("extent", k, written + " r="[len(written)])}
+                return {" r="[len(written)]: ("extent", k, written + " r="[len(written)], ())}
             whole, point, tenth = written[3:].partition(".")
             if tenth:
                 return {"\n": after}
             if point:
-                return {d: ("extent", k, written + "1") for d in (DIGITS[1:] if whole == "0" else DIGITS)}
-            more = {d: ("extent", k, written + min(d, "1" if not whole else "0")) for d in DIGITS}
-            return (more if whole in ("", "1") else {}) | ({".": ("extent", k, written + ".")} if whole else {})
+                return {d: ("extent", k, written + "1", ()) for d in (DIGITS[1:] if whole == "0" else DIGITS)}
+            more = {d: ("extent", k, written + min(d, "1" if not whole else "0"), ()) for d in DIGITS}
+            return (more if whole in ("", "1") else {}) | ({".": ("extent", k, written + ".", ())} if whole else {})
         return {}  # done
 
-    def _label(self, k: int, written: str) -> dict[str, State]:
+    def _label(self, k: int, written: str, used: tuple[Node, ...]) -> dict[str, State]:
         if self.labels is not None:
             fitting = {label[len(written)] for label in self.labels if label.startswith(written) and len(label) > len(written)}
-            return {c: ("label", k, written + c) for c in fitting}
+            return {c: ("label", k, written + c, used) for c in fitting}
         if len(written) >= LONGEST_LABEL:
             return {}
         # Of a free label only its length and whether it ends in a space matter: few states, whatever is written.
         allowed = LABEL_CHARACTERS if written else LETTERS
         kept = {c: "a" * len(written) + (" " if c == " " else "a") for c in allowed}
-        return {c: ("label", k, text) for c, text in kept.items() if not (c == " " and written.endswith(" "))}
+        return {c: ("label", k, text, used) for c, text in kept.items() if not (c == " " and written.endswith(" "))}
 
     def _is_label(self, written: str) -> bool:
         return not written.endswith(" ") if self.labels is None else written in self.labels
 
-    def _costs(self) -> dict[State, int]:
-        """Breadth-first from the ends, over all states there are."""
-        before: dict[State, list[State]] = {}
-        seen, front = {self.start}, [self.start]
-        while front:
-            at = front.pop()
-            for then in self.allowed(at).values():
-                before.setdefault(then, []).append(at)
-                if then not in seen:
-                    seen.add(then)
-                    front.append(then)
-        done: State = ("done", 0, "")
-        costs, front = {done: 0}, [done]
-        for at in front:
-            for earlier in before.get(at, ()):
-                if earlier not in costs:
-                    costs[earlier] = costs[at] + 1
-                    front.append(earlier)
-        return costs | {state: NEVER for state in seen if state not in costs}
+    def _cell(self, k: int, node: Node, used: tuple[Node, ...]) -> dict[str, State]:
+        """What opens the cell of an object, unless the line has it already."""
+        if self.labels is None:
+            return {"(": ("x", k, "", ())}
+        return {} if node in used else {"(": ("x", k, "", (*used, node) if k < 2 else ())}
+
+    def _shortest(self, state: State, follow: dict[str, State]) -> str:
+        """The character with which the shortest end begins."""
+        place, _, written, used = state
+        if place == "label" and self.labels is not None:
+            fitting = (label for label in self.labels if label.startswith(written))
+            label = min(fitting, key=lambda label: len(label) + 2 * ((label, 1) in used))
+            if label != written:
+                return label[len(written)]
+        if place == "instance" and written.endswith("."):
+            return next(d for d in DIGITS[1:] if (written[:-1], int(d)) not in used)
+        return min(follow, key=lambda c: f"\n<(.{c}".index(c))
 
 
 class MapLogitsProcessor(LogitsProcessor):
@@ -164,6 +174,11 @@ class MapLogitsProcessor(LogitsProcessor):
         self.prompt_length, self.max_new_tokens, self.max_lines = prompt_length, max_new_tokens, max_lines
         self.end, self.free_after = tokenizer.eos_token_id, free_after
         self.texts = token_texts(tokenizer)
+        self._beginning: dict[str, list[int]] = {}
+        for token, text in enumerate(self.texts):
+            # A token holds at most one line break, and nothing behind it: lines are counted between tokens.
+            if text and "\n" not in text[:-1]:
+                self._beginning.setdefault(text[0], []).append(token)
         self._costs: dict[State, Int[Tensor, " v"]] = {}
         self._moves: dict[tuple[State, int], State | None] = {}
         self._rows: dict[tuple[int, ...], tuple[State, int]] = {}
@@ -220,14 +235,13 @@ class MapLogitsProcessor(LogitsProcessor):
     def _cost_after(self, state: State, closing: bool) -> Int[Tensor, " v"]:
         """Characters to the end of the map after each token; NEVER for those not allowed. `closing`: the map must end now."""
         if closing and state[0] == "begin":
-            state = ("close", 0, "")
+            state = ("close", 0, "", ())
         if state not in self._costs:
             costs = torch.full((len(self.texts),), NEVER, dtype=torch.int32)
-            first = set(self.grammar.allowed(state))
-            for token, text in enumerate(self.texts):
-                # A token holds at most one line break, and nothing behind it: lines are counted between tokens.
-                if text and text[0] in first and "\n" not in text[:-1] and (then := self._move(state, token)) is not None:
-                    costs[token] = self.grammar.cost(then)
+            for first in self.grammar.allowed(state):
+                for token in self._beginning.get(first, ()):
+                    if (then := self._move(state, token)) is not None:
+                        costs[token] = self.grammar.cost(then)
             self._costs[state] = costs
         return self._costs[state]
 
