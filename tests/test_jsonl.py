@@ -1,14 +1,19 @@
 """Conversations about videos and images: read as written, packed by scene, and faults named by file and line."""
 
 import json
+import os
 
 import pytest
 import torch
 from PIL import Image
+from transformers import TrainingArguments
 
+from allocentric.models.spatial_mllm import SpatialMLLMModel
+from allocentric.train.finetune import write_features
 from allocentric.train.jsonl import Conversations, parse_conversation, read_conversations
 from allocentric.train.recipe import Annotations
 from allocentric.train.sft import IGNORE, Turn, collate
+from allocentric.train.video_features import VideoFeatures
 from test_model import write_video
 from test_sft import trainer
 from test_spatial_mllm import frames, tiny_model, tiny_processor
@@ -101,6 +106,74 @@ def test_the_loss_is_that_of_the_plain_model_on_the_plain_prompt(root, annotatio
         tokens = int((labels != IGNORE).sum())
         total, count = total + loss.item() * tokens, count + tokens
     assert together == pytest.approx(total / count, rel=1e-5)
+
+
+def with_features(root, annotations, folder, model) -> Conversations:
+    processor = tiny_processor()
+    features = VideoFeatures(folder / "features", model.model, processor, 4, torch.float32)
+    packs = Conversations(data(root, annotations, questions=3), processor, features)
+    write_features(packs, model.model, TrainingArguments(str(folder), use_cpu=True, report_to=[], disable_tqdm=True))
+    return packs
+
+
+def test_kept_features_teach_what_the_videos_do(root, annotations, tmp_path):
+    processor, model = tiny_processor(), tiny_model()
+    run = trainer(model, tmp_path)
+    plain = Conversations(data(root, annotations, questions=3), processor)
+    kept = with_features(root, annotations, tmp_path, model)
+    assert ["pixel_values_videos" in pack for pack in plain] == [True, True, False]
+    assert ["video_features_3d" in pack for pack in kept] == [True, True, False]  # images are seen as before
+    assert not any("pixel_values_videos" in pack for pack in kept)
+    found, expected = (run.compute_loss(model, collate([packs[i] for i in range(3)], 0)).item() for packs in (kept, plain))
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_features_are_kept_by_video_frames_preprocessing_and_encoders(root, annotations, tmp_path, monkeypatch):
+    model = tiny_model()
+    packs = with_features(root, annotations, tmp_path, model)
+    files = sorted((tmp_path / "features").iterdir())
+    monkeypatch.setattr(SpatialMLLMModel, "encode_2d", None)
+    with torch.no_grad():
+        model.model.visual.merger.mlp[0].bias.add_(1)  # trained, and not among what makes features
+    with_features(root, annotations, tmp_path, model)  # encodes nothing
+    assert sorted((tmp_path / "features").iterdir()) == files and len(files) == 2
+
+    def path(network=model, processor=None, frames=4, dtype=torch.float32):
+        return VideoFeatures(tmp_path, network.model, processor or tiny_processor(), frames, dtype).path([root / "a.mp4"]).name
+
+    other = tiny_model()
+    with torch.no_grad():
+        other.model.spatial_encoder.camera_token.add_(1e-3)
+    clamped = tiny_processor(pixel_clamp="training")
+    names = {path(), path(other), path(processor=clamped), path(frames=3), path(dtype=torch.bfloat16)}
+    before = (root / "a.mp4").stat()
+    os.utime(root / "a.mp4", ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    assert len(names | {path()}) == 6 and path() not in {file.name for file in files}
+    with pytest.raises(ValueError, match=r"mix\.jsonl:1: .*No such file"):
+        packs[0]
+
+
+def test_processes_that_make_features_share_the_work_and_do_not_clash(root, annotations, tmp_path, monkeypatch):
+    """While the first encodes its first video, the second makes everything."""
+    encode, sizes = SpatialMLLMModel.encode_2d, []
+
+    def encode_2d(self, pixels, grid):
+        sizes.append(pixels.sum().item())
+        if len(sizes) == 1:
+            monkeypatch.setattr(TrainingArguments, "process_index", 1)
+            with_features(root, annotations, tmp_path, model)
+            monkeypatch.setattr(TrainingArguments, "process_index", 0)
+        return encode(self, pixels, grid)
+
+    model = tiny_model()
+    monkeypatch.setattr(SpatialMLLMModel, "encode_2d", encode_2d)
+    monkeypatch.setattr(TrainingArguments, "process_index", 0)
+    monkeypatch.setattr(TrainingArguments, "world_size", 2)
+    packs = with_features(root, annotations, tmp_path, model)
+    first, second, again = sizes
+    assert first == again != second, "the second process begins elsewhere; the first passes over what it finds"
+    assert {file.suffix for file in (tmp_path / "features").iterdir()} == {".safetensors"}
+    assert [len(packs[i]["video_features_2d"]) for i in range(2)] == [12, 12]
 
 
 def test_later_questions_come_with_what_was_said_before():

@@ -1,5 +1,6 @@
 """Recipes: mistakes are named, the published settings are what the files say, and every stage runs, resumes and stops when done."""
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -263,6 +264,35 @@ def test_fine_tuning_runs_resumes_and_stops(recipes, tmp_path):
     finetune.finetune(recipe, tmp_path)  # from checkpoint 2
     again = load_file(tmp_path / "model" / "model.safetensors")
     assert all(torch.equal(value, trained[name]) for name, value in again.items())
+
+
+def test_fine_tuning_on_kept_features_is_the_same(recipes, tmp_path, monkeypatch):
+    recipe = finetune.smoke(read_recipe(recipes / "spatial_mllm_v1_1.yaml"))
+    start, data = finetune.tiny_start(tmp_path / "tiny", recipe.data)
+    recipe = replace(recipe, start=start, data=data, optimisation=replace(recipe.optimisation, bf16=False))
+    kept = replace(recipe, data=replace(data, cache="features"))
+    for name, one in (("plain", recipe), ("kept", kept)):
+        finetune.finetune(one, tmp_path / name)
+    logs = [json.loads((tmp_path / name / "log.json").read_text()) for name in ("plain", "kept")]
+    losses = [[line["loss"] for line in log if "loss" in line] for log in logs]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5) and len(losses[0]) == 3
+    weights = [load_file(tmp_path / name / "model" / "model.safetensors") for name in ("plain", "kept")]
+    assert all(torch.allclose(weights[0][name], value, atol=1e-6) for name, value in weights[1].items())
+
+    assert len(list((tmp_path / "kept" / "features").iterdir())) == 3
+    shutil.rmtree(tmp_path / "kept" / "model")
+    shutil.rmtree(tmp_path / "kept" / "checkpoints" / "checkpoint-3")
+    monkeypatch.setattr(finetune.VideoFeatures, "write", None)  # resumed, it finds them
+    finetune.finetune(kept, tmp_path / "kept")
+    again = load_file(tmp_path / "kept" / "model" / "model.safetensors")
+    assert all(torch.equal(value, weights[1][name]) for name, value in again.items())
+
+    for rates in ({"model.visual": 1e-5}, {"model.spatial_encoder.camera_token": 1e-5}):
+        training = replace(kept, learning_rates=recipe.learning_rates | rates)
+        with pytest.raises(ValueError, match=rf"data: cache: features: found a learning rate for {min(rates)}.*to be frozen"):
+            finetune.finetune(training, tmp_path / "refused")
+    with pytest.raises(ValueError, match=r"data: cache: found 'features', expected none"):
+        replace(read_recipe(recipes / "grpo.yaml"), data=kept.data)
 
 
 def test_fine_tuning_with_adapters(recipes, tmp_path):

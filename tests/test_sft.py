@@ -8,8 +8,11 @@ from transformers import Qwen2VLImageProcessor, Qwen2VLVideoProcessor, TrainingA
 from allocentric.models.patches import patchify
 from allocentric.models.processor import SpatialMLLMProcessor
 from allocentric.models.spatial_mllm import SpatialMLLMConfig, SpatialMLLMForConditionalGeneration, unpatchify
-from allocentric.train.sft import IGNORE, SFTTrainer, Turn, collate, pack, packed_mask, packed_positions
+from allocentric.train.finetune import with_adapters
+from allocentric.train.recipe import LoRA
+from allocentric.train.sft import IGNORE, SFTTrainer, Turn, check_frozen, collate, pack, packed_mask, packed_positions
 from allocentric.train.tokenizer import fixed_phrases, train_tokenizer
+from allocentric.train.video_features import encoders
 
 TURNS = [
     Turn("How many chairs?", "4"),
@@ -108,6 +111,18 @@ def test_every_question_starts_right_behind_the_prefix():
     straight = torch.arange(7).expand(3, 1, 7)
     segments = torch.tensor([[0, 0, 0, 1, 1, 2, 2]])
     assert packed_positions(straight, segments)[0, 0].tolist() == [0, 1, 2, 3, 4, 3, 4]
+
+
+def test_what_is_to_be_frozen_may_have_no_adapters_that_learn(processor):
+    for part, learns in (("visual.blocks", True), ("language_model.layers", False)):
+        targets = rf"model\.{part}\.\d+\.(attn\.qkv|self_attn\.q_proj)"
+        model = with_adapters(new_model(processor), LoRA(rank=2, alpha=4.0, targets=targets))
+        made_by = encoders(model.get_base_model().model)
+        if learns:
+            with pytest.raises(ValueError, match=r"cache: found a learning rate for model\.visual\.blocks.*lora_A"):
+                check_frozen(model, made_by, {"": 1e-3}, "cache")
+        else:
+            check_frozen(model, made_by, {"": 1e-3}, "cache")
 
 
 def test_what_has_no_learning_rate_is_frozen_and_the_rest_learns(processor, tmp_path):

@@ -12,6 +12,9 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
 from safetensors.torch import save_file
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
 from transformers import (
     PreTrainedModel,
     Qwen2_5_VLConfig,
@@ -25,14 +28,21 @@ from transformers import (
 
 from allocentric.encoders.vggt import VGGT, VGGTConfig
 from allocentric.models.processor import SpatialMLLMProcessor
-from allocentric.models.spatial_mllm import SpatialMLLMConfig, SpatialMLLMForConditionalGeneration, from_parts, load_spatial_mllm
+from allocentric.models.spatial_mllm import (
+    SpatialMLLMConfig,
+    SpatialMLLMForConditionalGeneration,
+    SpatialMLLMModel,
+    from_parts,
+    load_spatial_mllm,
+)
 from allocentric.readers import open_views
 from allocentric.rooms import load_scene, write_video
 from allocentric.tasks import VSI_TASKS
 from allocentric.train.jsonl import Conversations
 from allocentric.train.recipe import Annotations, FineTune, LoRA, Start, resume_point
-from allocentric.train.sft import SFTTrainer, collate
+from allocentric.train.sft import SFTTrainer, check_frozen, collate
 from allocentric.train.tokenizer import train_tokenizer
+from allocentric.train.video_features import VideoFeatures, encoders
 
 
 def smoke(recipe: FineTune) -> FineTune:
@@ -52,7 +62,7 @@ def finetune(recipe: FineTune, out: Path) -> None:
     trainer = SFTTrainer(
         model=model,
         args=arguments,
-        train_dataset=Conversations(recipe.data, processor),
+        train_dataset=conversations(recipe, model, processor, arguments, out),
         data_collator=collate_with(processor),
         learning_rates=recipe.learning_rates,
         muon=recipe.optimisation.muon,
@@ -79,6 +89,44 @@ def load_to_train(recipe: FineTune) -> tuple[PreTrainedModel | PeftModel, Spatia
     if not torch.cuda.is_available():
         model.model.language_model.set_attn_implementation("eager")  # on a CPU the fused kernel's backward pass takes far longer
     return with_adapters(model, recipe.lora) if recipe.lora else model, processor
+
+
+def conversations(
+    recipe: FineTune, model: PreTrainedModel | PeftModel, processor: SpatialMLLMProcessor, arguments: TrainingArguments, out: Path
+) -> Conversations:
+    """What is trained on; where the recipe has a cache, with features of all its videos, which are made now if need be."""
+    if recipe.data.cache is None:
+        return Conversations(recipe.data, processor)
+    backbone = (model.get_base_model() if isinstance(model, PeftModel) else model).model
+    check_frozen(model, encoders(backbone), recipe.learning_rates, f"data: cache: {recipe.data.cache}")
+    dtype = torch.bfloat16 if arguments.bf16 else torch.float32
+    features = VideoFeatures(out / recipe.data.cache, backbone, processor, recipe.data.frames, dtype)
+    data = Conversations(recipe.data, processor, features)
+    write_features(data, backbone, arguments)
+    return data
+
+
+@torch.no_grad()
+def write_features(data: Conversations, model: SpatialMLLMModel, arguments: TrainingArguments) -> None:
+    """Encode every video of `data` whose features are not there.
+
+    Each process goes round all videos from a place of its own and passes over those that another has done by then: so they share
+    the work, and where one ends, all is done.
+    """
+    first, home = arguments.process_index * len(data.videos) // arguments.world_size, model.device
+    videos = [*data.videos[first:], *data.videos[:first]]
+    loader = DataLoader(videos, batch_size=None, collate_fn=data.without_features, num_workers=arguments.dataloader_num_workers)
+    hidden = arguments.disable_tqdm or arguments.process_index > 0
+    parts = nn.ModuleList(filter(None, [model.visual, model.spatial_encoder])).to(arguments.device)
+    for video, seen in zip(videos, tqdm(loader, "features", disable=hidden), strict=True):
+        if seen is None:
+            continue
+        pixels, grid = seen.pop("pixel_values_videos").to(arguments.device), seen["video_grid_thw"].to(arguments.device)
+        with torch.autocast(arguments.device.type, torch.bfloat16, enabled=arguments.bf16):
+            encoded = {"2d": model.encode_2d(pixels, grid), "3d": model.encode_3d(pixels, grid)}
+        made = {f"video_features_{part}": value for part, value in encoded.items() if value is not None}
+        data.features.write(data.paths(video), seen | made)
+    parts.to(home)
 
 
 def collate_with(processor: SpatialMLLMProcessor) -> Callable[[Sequence[dict]], dict[str, torch.Tensor]]:

@@ -10,7 +10,8 @@ One JSON object a line (or one JSON list of them), paths relative to a root fold
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from allocentric.models.processor import SpatialMLLMProcessor
 from allocentric.readers import open_views
 from allocentric.train.recipe import Annotations
 from allocentric.train.sft import Turn, pack
+from allocentric.train.video_features import VideoFeatures
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 TAG = r"<(?:video|image)>"
@@ -85,14 +87,24 @@ def parse_conversation(item: Mapping[str, Any], place: str) -> Conversation:
     return Conversation(kinds[0], paths, tuple(turns), place)
 
 
+@contextmanager
+def _named(conversation: Conversation) -> Iterator[None]:
+    """What goes wrong is said with the place of the conversation."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{conversation.place}: {error}") from error
+
+
 class Conversations(Dataset):
     """Packed sequences: up to `data.questions` conversations about the same video or images, which are read when asked for.
 
-    What cannot be read is an error that names the file and line it stands in.
+    With `features` a video's are read in place of its pixels. What cannot be read is an error that names the file and line it
+    stands in.
     """
 
-    def __init__(self, data: Annotations, processor: SpatialMLLMProcessor):
-        self.data, self.processor = data, processor
+    def __init__(self, data: Annotations, processor: SpatialMLLMProcessor, features: VideoFeatures | None = None):
+        self.data, self.processor, self.features = data, processor, features
         self.merge = processor.video_processor.merge_size**2
         by_scene: dict[tuple, list[Conversation]] = {}
         for file in data.files:
@@ -100,6 +112,7 @@ class Conversations(Dataset):
                 by_scene.setdefault((conversation.kind, conversation.paths), []).append(conversation)
         k = data.questions
         self.packs = [group[i : i + k] for group in by_scene.values() for i in range(0, len(group), k)]
+        self.videos = [group[0] for (kind, _), group in by_scene.items() if kind == "video"]
         if not self.packs:
             raise ValueError(f"{', '.join(data.files)}: found no conversations")
 
@@ -108,18 +121,26 @@ class Conversations(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         group = self.packs[index]
-        first = group[0]
-        try:
-            seen = self._see(first)
-        except (ValueError, OSError) as error:
-            raise ValueError(f"{first.place}: {error}") from error
+        with _named(group[0]):
+            if self.features is not None and group[0].kind == "video":
+                seen = self.features.read(self.paths(group[0]))
+            else:
+                seen = self._see(group[0])
         count = lambda grid: (seen[grid].prod(-1) // self.merge).tolist() if grid in seen else []  # noqa: E731
         turns = [turn for conversation in group for turn in conversation.turns]
         return pack(self.processor, count("video_grid_thw"), turns, count("image_grid_thw")) | seen
 
+    def paths(self, conversation: Conversation) -> list[Path]:
+        return [Path(self.data.root) / path for path in conversation.paths]
+
+    def without_features(self, video: Conversation) -> dict[str, Tensor] | None:
+        """The model's vision inputs of a video whose features are still to be made; None where they are there."""
+        with _named(video):
+            return None if self.features.path(self.paths(video)).exists() else self._see(video)
+
     def _see(self, conversation: Conversation) -> dict[str, Tensor]:
         """The model's vision inputs."""
-        files = [Path(self.data.root) / path for path in conversation.paths]
+        files = self.paths(conversation)
         if conversation.kind == "video":
             videos = [open_views(file, self.data.frames).frames for file in files]
             inputs = self.processor(text=["<|video_pad|>" * len(files)], videos=videos)

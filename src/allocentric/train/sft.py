@@ -166,16 +166,30 @@ def _rate(name: str, learning_rates: dict[str, float]) -> float | None:
     return learning_rates[max(prefixes, key=len)] if prefixes else None
 
 
-def freeze_except(model: nn.Module, learning_rates: dict[str, float]) -> None:
-    """Let only parameters with a learning rate train. A prefix that names no parameter is an error."""
+def trained_names(model: nn.Module, learning_rates: dict[str, float]) -> set[str]:
+    """Parameters that have a learning rate and may train. A prefix that names no parameter is an error."""
     adapted = isinstance(model, PeftModel)
     candidates = {name for name, parameter in _named(model) if parameter.requires_grad or not adapted}
     for prefix in learning_rates:
         if not any(name.startswith(prefix) for name in candidates):
             parts = sorted({".".join(name.split(".")[:2]) for name in candidates})
             raise ValueError(f"learning_rates: found {prefix!r}, expected the beginning of a parameter name such as {parts}")
+    return {name for name in candidates if _rate(name, learning_rates)}
+
+
+def freeze_except(model: nn.Module, learning_rates: dict[str, float]) -> None:
+    """Let only parameters with a learning rate train."""
+    trained = trained_names(model, learning_rates)
     for name, parameter in _named(model):
-        parameter.requires_grad_(bool(_rate(name, learning_rates)) and (parameter.requires_grad or not adapted))
+        parameter.requires_grad_(name in trained)
+
+
+def check_frozen(model: nn.Module, part: nn.Module, learning_rates: dict[str, float], why: str) -> None:
+    """ValueError where something in this part of the model would train."""
+    trained, within = trained_names(model, learning_rates), {id(parameter) for parameter in part.parameters()}
+    learning = sorted(name for name, parameter in _named(model) if id(parameter) in within and name in trained)
+    if learning:
+        raise ValueError(f"{why}: found a learning rate for {learning[0]}, expected what it is made by to be frozen")
 
 
 def parameter_groups(model: nn.Module, learning_rates: dict[str, float], weight_decay: float) -> list[dict]:
