@@ -94,6 +94,13 @@ def test_json_with_a_place_that_is_not_a_number_is_refused(scene):
         SceneGraph.from_json(json.dumps(data))
 
 
+def test_json_with_a_negative_side_is_refused(scene):
+    data = json.loads(SceneGraph.from_scene(scene).to_json())
+    data["objects"][0]["size"] = [1, -1, 1]
+    with pytest.raises(ValueError, match="sides of at least 0"):
+        SceneGraph.from_json(json.dumps(data))
+
+
 def test_an_object_is_a_box_or_a_point():
     with pytest.raises(ValueError, match="neither"):
         GraphObject("bed")

@@ -29,7 +29,8 @@ from allocentric.graph.triplets import Triplet, build_chain
 from allocentric.rooms.generate import MIN_VISIBLE, staged
 from allocentric.rooms.raycast import quick_visibility
 from allocentric.tasks import make_questions
-from allocentric.tasks.vsibench import aggregate, vsi_score
+from allocentric.tasks.base import Question
+from allocentric.tasks.vsibench import PROMPT_STYLES, aggregate, vsi_prompt, vsi_score
 
 HARD = (
     "If I am standing by the {} and facing the {}, is the {} to my front-left, front-right, back-left, or back-right?\n"
@@ -94,6 +95,23 @@ def test_options_may_stand_in_the_text(graph):
         "right of the trash bin?\nOptions:\nA. left\nB. right\nAnswer with the option's letter from the given choices directly."
     )
     assert ask_graph(graph, prompt).text == "B"
+
+
+@pytest.mark.parametrize("style", PROMPT_STYLES)
+def test_questions_are_read_in_every_style_of_prompt(graph, style):
+    options = ("A. left", "B. right")
+    turn = "If I am standing by the bed and facing the trash bin, is the coffee table to the left or the right of the trash bin?"
+    assert ask_graph(graph, vsi_prompt(Question("object_rel_direction_easy", "", turn, options, "B"), style)).text == "B"
+    order = "What will be the first-time appearance order of the following categories in the video: bed, chair, trash bin?"
+    asked = read_question(vsi_prompt(Question("obj_appearance_order", "", order, options, "B"), style))
+    assert asked == read_question(order, options)
+
+
+@pytest.mark.parametrize("name", ["mat on floor", "stand in shower", "lamp on the table", "stand to the left of the tv"])
+@pytest.mark.parametrize("sides", ["to my left or right", "to my left, right, or back", "to my left, to my right or to my back", "to the left of the bed"])  # noqa: E501
+def test_labels_with_words_of_place(name, sides):
+    asked = read_question(f"If I am standing by the bed and facing the desk, is the {name} {sides}?")
+    assert asked.objects == ("the bed", "the desk", f"the {name}")
 
 
 @pytest.mark.parametrize(
@@ -222,6 +240,17 @@ def test_forward_then_turn(graph, start, faced, stops, letter):
     actions = steps(f"Go forward until the {stops[0]}", "[please fill in]", f"Go forward until the {stops[1]}")
     answer = ask_graph(graph, ROUTE.format(start, faced, stops[1], actions), ONE_TURN)
     assert answer.text == letter and answer.confidence > 0.6 and not answer.missing
+
+
+def test_a_walk_in_lower_case(graph):
+    actions = steps("Go forward until the coffee table", "[please fill in]", "Go forward until the trash bin")
+    walk = ROUTE.format("bed", "coffee table", "trash bin", actions)
+    assert ask_graph(graph, walk.lower(), [option.lower() for option in ONE_TURN]).text == "B"
+
+
+def test_a_place_that_is_missing_is_named_once(graph):
+    actions = steps("Go forward until the tv", "[please fill in]", "Go forward until the shower")
+    assert ask_graph(graph, ROUTE.format("TV", "the tv", "shower", actions), ONE_TURN).missing == ("tv", "shower")
 
 
 def test_two_turns_and_one_that_is_given(graph):

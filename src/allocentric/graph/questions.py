@@ -34,12 +34,17 @@ ROOM_SIZE = (
 )
 NEAREST_OF = re.compile(rf"which of (?:these|the following) \w+\s*\((.+)\) is (?:the )?{FAR} (?:to|from) (.+?)[?.]?$", I)
 NEAREST = re.compile(rf"wh(?:ich|at)\b.*?\b{FAR}\b (?:to|from) (.+?)(?:[:,(]\s*(?P<options>.+?)\)?)?[?.]?$", I)
-DIRECTION = re.compile(
+STANDING = (
     r"standing (?:by|at|near|next to|beside|in front of) (.+?),? (?:and )?(?:i am |i'm )?(?:am )?"
     r"(?:facing|looking at|looking to|looking toward|looking towards|turned to)(?: to| towards?)? (.+?),? "
     r"(?:is|are|where is|on which side is|in which direction is) "
-    r"(.+?)(?:,? (?:to|on|at|in|behind|left(?=,| or\b)|my)\b(?: the\b| my\b)?.*)?[?.]?$",
-    I,
+)
+SIDE = r"(?:the |my )?(?:front|back|rear|left|right|behind)\b(?:[- ](?:left|right)\b)?(?: side)?"
+DIRECTION = (  # up to where nothing but sides follows, for labels hold words like "on" and "in"; else up to a weaker sign of them
+    re.compile(
+        rf"{STANDING}(.+?),? to (?=the|my){SIDE}(?:,?(?: or| and)? (?:to )?{SIDE})*(?: of (?!.* to (?:the|my) {SIDE}).+)?[?.]?$", I
+    ),
+    re.compile(rf"{STANDING}(.+?)(?:,? (?:(?:to|on|at|in) (?:the|my|your|which|front)|behind|left(?=,| or\b)|my)\b.*)?[?.]?$", I),
 )
 POSITION = re.compile(r"where (?:is|are) (.+?)(?: from the first camera.*| in (?:this|the) \w+)?[?.]?$", I)
 ORDER = re.compile(
@@ -47,11 +52,11 @@ ORDER = re.compile(
 )
 ROUTE = re.compile(
     r"(?:beginning|starting|start|begin|standing) (?:at|by|from|near) (.+?),? (?:and )?facing (?:(?:to|towards?|into) )?"
-    r"(.+?)\. (?-i:(?=[A-Z\d]))",
+    r"(.+?)\. (?=(?-i:[A-Z\d])|(?:you|i|please|then|go|turn)\b)",
     I,
 )
 STEP = re.compile(r"(?:^|\s)\d+\.\s+")
-OPTION = re.compile(r"^\(?([A-Z])[.):]\s*(.+)$")
+OPTION = re.compile(r"^\(?([A-Za-z])[.):]\s*(.+)$")
 
 
 @dataclass(frozen=True)
@@ -83,11 +88,11 @@ def read_question(text: str, options: Sequence[str] = ()) -> Asked | None:
     text      the question; options may stand in it, one a line ("A. left"), as in the prompts of VSI-Bench.
     options   "A. left", "B. right", ..., if they are not part of the text.
     """
-    lines = [line.strip() for line in text.splitlines()]
+    lines = [re.sub(r"\s*\bOptions:$", "", line.strip(), flags=I) for line in text.splitlines()]
     within = [line for line in lines if OPTION.match(line)] if not options else []
     given = [m for option in (options or within) if (m := OPTION.match(option.strip()))]
     bare = () if given else tuple(option.strip() for option in options)
-    choices, letters = tuple(m[2].strip() for m in given) or bare, tuple(m[1] for m in given)
+    choices, letters = tuple(m[2].strip() for m in given) or bare, tuple(m[1].upper() for m in given)
     boilerplate = ("these are frames of", "options:", "answer with the option", "please answer")
     kept = [line for line in lines if line and line not in within and not line.lower().startswith(boilerplate)]
     words = " ".join(" ".join(kept).split())
@@ -103,7 +108,7 @@ def _read(words: str, options: tuple[str, ...]) -> Asked | None:
         return Asked("route", (found[1], found[2]), steps=_steps(words[found.end() :]))
     sentences = words.split("? ")
     first = sentences[0].rstrip("?") + "?" if len(sentences) > 1 else words
-    if found := DIRECTION.search(first):
+    if found := _first(DIRECTION, first):
         return Asked("direction", found.groups(), level=_level(first, options))
     if found := ORDER.search(first):
         return Asked("order", _listed(found[1]))

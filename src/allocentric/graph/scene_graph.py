@@ -314,7 +314,10 @@ def _object_from_dict(data: dict) -> GraphObject:
         point = _numbers(data["point"], 2)
     else:
         score = None if data["score"] is None else float(data["score"])
-        box = Box3D(_numbers(data["center"], 3), _numbers(data["size"], 3), float(data["yaw"]), label, score)
+        size = _numbers(data["size"], 3)
+        if min(size) < 0:
+            raise ValueError(f"expected sides of at least 0, found {size}")
+        box = Box3D(_numbers(data["center"], 3), size, float(data["yaw"]), label, score)
     first, sigma = data["first_seen"], data["sigma"]
     return GraphObject(
         label, int(data["instance"]), box, point, None if first is None else int(first), None if sigma is None else float(sigma)
