@@ -151,6 +151,20 @@ def test_scores_by_data_set_and_pooled():
         global_quality({"a": []}, {"b": []})
 
 
+def test_questions_for_several_objects_have_an_f1():
+    box = Box3D((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), 0.0, "chair")
+    other, far = replace(box, center=(3.0, 0.0, 0.0)), replace(box, center=(9.0, 0.0, 0.0))
+    one, true = {"a": [box], "b": [box]}, {"a": [[box, other]], "b": [[box], [box, other], [far]]}
+    found = {"a": [[box]], "b": [[box], [far, box], []]}
+    scores = global_quality(one, one, (found, true))
+    assert scores["a"]["f1_25"] == pytest.approx(2 / 3) and scores["b"]["f1_25"] == pytest.approx((1 + 0.5 + 0) / 3)
+    assert scores["pooled"]["f1_25"] == pytest.approx((2 / 3 + 1.5) / 4)
+    assert math.isnan(global_quality(one, one, ({"a": [[box]]}, {"a": [[box]]}))["b"]["f1_25"])
+    assert "f1_25" not in global_quality(one, one)["a"]
+    with pytest.raises(ValueError, match="several objects"):
+        global_quality(one, one, ({"a": []}, {"c": []}))
+
+
 # ---- other worlds ----
 
 

@@ -177,17 +177,38 @@ def box_tasks(decimals: int = DECIMALS, frames: bool = True, whole: float = 0.5)
     return {task.name: task for task in (GlobalGrounding(decimals, frames), GlobalDetection(decimals, frames, whole))}
 
 
-def global_quality(found: Mapping[str, Sequence[Box3D | None]], true: Mapping[str, Sequence[Box3D]]) -> dict[str, dict[str, float]]:
+Several = Mapping[str, Sequence[Sequence[Box3D]]]
+
+
+def global_quality(
+    found: Mapping[str, Sequence[Box3D | None]],
+    true: Mapping[str, Sequence[Box3D]],
+    several: tuple[Several, Several] | None = None,
+) -> dict[str, dict[str, float]]:
     """`graph.metrics.grounding_quality` of each data set by name, and of all answers ("pooled") (spec 7.4).
 
     None is an answer without a box: wrong in every accuracy; `center_error` is that of the answers that have one (NaN without
     any), `answered` their share.
+
+    several   boxes found and true of questions for several objects, in the same data sets: `f1_25` is the mean of their F1 at 0.25
+              (`graph.metrics.object_f1`; NaN in a data set without such questions).
     """
     if found.keys() != true.keys():
         raise ValueError(f"data sets: found answers on {sorted(found)}, expected some on {sorted(true)}")
+    f1 = {name: {} for name in (*true, "pooled")} if several is None else _f1(*several, list(true))
     pairs = {name: list(zip(found[name], true[name], strict=True)) for name in true}
     pairs["pooled"] = [pair for some in pairs.values() for pair in some]
-    return {name: _quality(some) for name, some in pairs.items()}
+    return {name: _quality(some) | f1[name] for name, some in pairs.items()}
+
+
+def _f1(found: Several, true: Several, names: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Mean F1 of each data set, and of all questions."""
+    if not found.keys() == true.keys() <= set(names):
+        raise ValueError(f"several objects: found answers on {sorted(found)}, expected some on {sorted(true)}, all of {sorted(names)}")
+    pairs = {name: zip(found.get(name, ()), true.get(name, ()), strict=True) for name in names}
+    scores = {name: [object_f1(some, right)[2] for some, right in asked] for name, asked in pairs.items()}
+    scores["pooled"] = [score for some in scores.values() for score in some]
+    return {name: {"f1_25": sum(some) / len(some) if some else math.nan} for name, some in scores.items()}
 
 
 def _quality(pairs: Iterable[tuple[Box3D | None, Box3D]]) -> dict[str, float]:
