@@ -49,6 +49,27 @@ def allo(monkeypatch, capsys, nano, tmp_path):
     return run
 
 
+def test_what_a_process_that_reads_data_says_is_one_line():
+    from torch.utils.data import DataLoader
+
+    from allocentric.cli import _one_line
+
+    with pytest.raises(ValueError) as error:
+        list(DataLoader(Unreadable(), num_workers=1))
+    assert "Original Traceback" in str(error.value)
+    assert _one_line(error.value) == "room.mp4: found no frames, expected some"
+
+
+class Unreadable:
+    """A dataset whose items are errors."""
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        raise ValueError("room.mp4: found no frames, expected some")
+
+
 @pytest.mark.parametrize("command", ["", *cli.COMMANDS])
 def test_help_says_what_a_command_does(allo, command):
     out, _, code = allo(*command.split(), "--help")
@@ -88,7 +109,7 @@ def broken(folder):
         (("ask", "broken.mp4"), "questions: found none"),
         (("ask", "{video}", " "), "question 0: found ' ', expected some text"),
         (("ask", "{video}", "how many?", "--frames", "0"), "expected"),
-        (("ask", "{video}", "how many?", "--model", "nowhere"), "nowhere: found no such folder"),
+        (("ask", "{video}", "how many?", "--model", "nowhere"), "nowhere: found no such file or folder"),
         (("ask", "empty", "how many?"), "empty: nothing to read"),
         (("sample", "nowhere.mp4"), "nowhere.mp4: found no such file or folder"),
         (("sample", "broken.mp4"), "broken.mp4: not a video"),
@@ -105,7 +126,7 @@ def broken(folder):
         (("train", "recipe.yaml", "--out", "made"), "recipe.yaml: found no ["),
         (("train", "odd.yaml", "--out", "made"), "odd.yaml: expected YAML"),
         (("train", "{nano_recipe}", "--out", "made", "--stages", "room"), "stages: found ['room'], expected some of ['rooms'"),
-        (("eval", "rooms", "--model", "nowhere", "--out", "made"), "nowhere: found no such folder"),
+        (("eval", "rooms", "--model", "nowhere", "--out", "made"), "nowhere: found no such file or folder"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(allo, tmp_path, video, words, complaint, request):

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -115,6 +116,12 @@ def test_optimisation_becomes_the_trainers_arguments(tmp_path):
 
 
 # ---- the published recipe ----
+
+
+def test_recipes_that_a_recipe_names_lie_beside_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # wherever it is read from
+    recipe = read_recipe(Path(__file__).parents[1] / "recipes" / "spa3_vlm_nano.yaml")
+    assert read_recipe(Path(recipe.nano)) and read_recipe(Path(recipe.pretraining))
 
 
 def test_the_published_settings(recipes, tmp_path, monkeypatch):

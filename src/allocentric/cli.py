@@ -284,6 +284,8 @@ def train(
     from allocentric.train.recipe import FineTune, GroundingTraining, Pretrain, Reinforce, Spa3VLMTraining, SSRTraining, read_recipe
 
     plan = read_recipe(recipe)
+    if stages and isinstance(plan, (Pretrain, Reinforce, FineTune)):
+        raise ValueError(f"--stages: found {list(stages)}, expected none: {recipe} has one stage")
     if isinstance(plan, GroundingTraining):
         from allocentric.train.grounding_card import train_and_report
 

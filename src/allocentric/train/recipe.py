@@ -6,7 +6,7 @@ A stage that has finished is skipped and one that was interrupted continues, so 
 
 import types
 import typing
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -437,7 +437,7 @@ class Spa3Variant:
 class Spa3VLMTraining:
     """Spa3-VLMs trained as the Spatial-MLLM of recipes/nano.yaml: on its rooms, with its questions, for as many steps.
 
-    nano          that recipe.
+    nano          that recipe; a path from where this one lies, as that of `pretraining`.
     run           the folder it was run in: rooms, tokenizer, 2D encoder, features and, for the table, answers are read there. Or
                   "nano": the encoders and the language model of the package's nano, from where that and its controls are then
                   trained as well.
@@ -597,7 +597,10 @@ def read_recipe(path: Path) -> Recipe | FineTune | Reinforce | Pretrain | Spa3VL
     kind = keys.pop("kind", "rooms") if isinstance(keys, dict) else "rooms"
     if kind not in KINDS:
         raise ValueError(f"{path.name}: kind: found {kind!r}, expected one of {list(KINDS)}")
-    return _build(KINDS[kind], keys, path.name)
+    recipe = _build(KINDS[kind], keys, path.name)
+    if isinstance(recipe, Spa3VLMTraining):  # recipes that a recipe names lie beside it
+        recipe = replace(recipe, nano=str(path.parent / recipe.nano), pretraining=str(path.parent / recipe.pretraining))
+    return recipe
 
 
 def _build(kind: Any, value: Any, where: str) -> Any:
