@@ -204,7 +204,7 @@ def global_quality(
 def _f1(found: Several, true: Several, names: Sequence[str]) -> dict[str, dict[str, float]]:
     """Mean F1 of each data set, and of all questions."""
     if not found.keys() == true.keys() <= set(names):
-        raise ValueError(f"several objects: found answers on {sorted(found)}, expected some on {sorted(true)}, all of {sorted(names)}")
+        raise ValueError(f"several objects: found answers on {sorted(found)}, expected some on {sorted(true)} of {sorted(names)}")
     pairs = {name: zip(found.get(name, ()), true.get(name, ()), strict=True) for name in names}
     scores = {name: [object_f1(some, right)[2] for some, right in asked] for name, asked in pairs.items()}
     scores["pooled"] = [score for some in scores.values() for score in some]
