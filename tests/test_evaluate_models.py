@@ -15,6 +15,7 @@ from allocentric.models.scene import Scene
 from allocentric.readers import open_views
 from allocentric.tasks.base import Question
 from allocentric.tasks.vsibench import VSIBench
+from allocentric.views import Views
 from test_evaluate_runs import write_vsibench
 from test_model import save_checkpoint, write_video
 from test_spatial_mllm import frames, tiny_processor
@@ -222,6 +223,12 @@ def test_space_aware_sampling_is_that_of_watching(nano, benchmark, monkeypatch):
     asked = [Question("t", "set/01", "how many?", (), "1", id="1")]
     [reply] = responder.reply(responder.see(asked), asked, ["how many?"])
     assert reply.frames == model.watch(video, 3, "space_aware", candidates=6).frames
+    # measured depth needs no model; of frames that show the same, those farthest apart in time
+    posed = {"depth": torch.full((4, 28, 28), 2.0), "camera_to_world": torch.eye(4).repeat(4, 1, 1)}
+    posed["intrinsics"] = torch.tensor([[20.0, 0, 14], [0, 20, 14], [0, 0, 1]]).repeat(4, 1, 1)
+    seen = Views(frames(4)[..., :28, :28], **posed, times=torch.tensor([0.0, 1, 2, 50]), indices=torch.arange(4))
+    [reply] = responder.reply(seen, asked, ["how many?"])
+    assert reply.frames == (0, 2, 3)
 
 
 def test_data_is_made_and_described(allo, tmp_path):

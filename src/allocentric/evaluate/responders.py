@@ -61,7 +61,7 @@ class Seeing(Responder):
     def _cover(self, views: Views) -> tuple[int, ...]:
         if views.depth is not None and views.intrinsics is not None and views.camera_to_world is not None:
             points, mask = points_from_depth(views)
-            return space_aware(points, self.frames, mask=mask).indices
+            return space_aware(points, self.frames, mask=mask, times=views.times).indices
         if self.model.geometry is None:
             raise ValueError(f"{views.source}: space-aware sampling needs 3D points: give --geometry, or sample uniformly")
         points, confidence = points_from_vggt(self.model.geometry, views, width=self.model.geometry_width)
