@@ -11,6 +11,7 @@ import yaml
 from safetensors.torch import load_file
 
 import allocentric
+from allocentric.models import spa3_vlm
 from allocentric.models.spatial_mllm import SpatialMLLMConfig, SpatialMLLMForConditionalGeneration, load_spatial_mllm
 from allocentric.train import finetune, run
 from allocentric.train.geometry import GeometryLoss
@@ -48,7 +49,7 @@ def test_every_recipe_of_the_repository_can_be_read(recipes):
     kinds = {path.stem: type(read_recipe(path)) for path in recipes.glob("*.yaml")}
     assert kinds == {
         "nano": Recipe, "spatial_mllm_v1_1": FineTune, "spatial_mllm_v1_1_lora": FineTune, "cold_start": FineTune,
-        "spatial_mllm_paper": FineTune,
+        "spatial_mllm_paper": FineTune, "spa3_vlm": FineTune,
         "grpo": Reinforce, "grpo_nano": Reinforce, "spa3r": Pretrain, "spa3r_nano": Pretrain,
         "spa3_vlm_nano": Spa3VLMTraining, "s2_mllm": GroundingTraining, "s2_nano": GroundingTraining, "ssr_nano": SSRTraining,
     }  # fmt: skip
@@ -103,7 +104,7 @@ def test_a_number_without_a_point_is_a_number(recipes, tmp_path):
 def test_a_start_is_a_checkpoint_or_two_parts(recipes, tmp_path):
     keys = yaml.safe_load((recipes / "spatial_mllm_v1_1.yaml").read_text())
     for start in ({"qwen": "q"}, {"checkpoint": "c", "qwen": "q", "vggt": "v"}, {}):
-        with pytest.raises(ValueError, match=r"start: start: found .*expected `checkpoint` alone, or `qwen` and `vggt`"):
+        with pytest.raises(ValueError, match=r"start: start: found .*expected checkpoint alone, qwen and vggt, or qwen and spa3r"):
             read_recipe(write(tmp_path / "a.yaml", keys | {"start": start}))
 
 
@@ -271,6 +272,27 @@ def test_fine_tuning_runs_resumes_and_stops(recipes, tmp_path):
     finetune.finetune(recipe, tmp_path)  # from checkpoint 2
     again = load_file(tmp_path / "model" / "model.safetensors")
     assert all(torch.equal(value, trained[name]) for name, value in again.items())
+
+
+@pytest.mark.parametrize("cache", [None, "features"])
+def test_a_spa3_vlm_is_fine_tuned(recipes, tmp_path, cache):
+    recipe = finetune.smoke(read_recipe(recipes / "spa3_vlm.yaml"))
+    recipe = replace(recipe, data=replace(recipe.data, cache=cache))
+    finetune.finetune(recipe, tmp_path)
+    first = spa3_vlm.from_parts(tmp_path / "tiny" / "qwen", tmp_path / "tiny" / "spa3r").state_dict()
+    trained = load_file(tmp_path / "model" / "model.safetensors")
+    moved = {name for name, value in trained.items() if not torch.equal(value, first[name])}
+    assert not any(name.startswith(("model.visual", "model.spatial_encoder")) for name in moved)
+    assert any(name.startswith("model.language_model") for name in moved)
+    assert "model.connector.adaptor.2.weight" in moved  # it began at zero
+
+    model = allocentric.load(tmp_path / "model", device="cpu")
+    assert type(model.network) is spa3_vlm.Spa3VLMForConditionalGeneration and model.processor.frames_as == "video"
+    scene = model.watch(tmp_path / "tiny" / "room-0" / "video.mp4", frames=4)
+    assert scene.ask("How many chairs are in this room?", max_new_tokens=2).text is not None
+    further = finetune.smoke(recipe)  # and a checkpoint is a start, too
+    start = replace(recipe.start, qwen=None, spa3r=None, checkpoint=str(tmp_path / "model"))
+    assert type(finetune.load_start(start, further)[0]) is spa3_vlm.Spa3VLMForConditionalGeneration
 
 
 def test_fine_tuning_on_kept_features_is_the_same(recipes, tmp_path, monkeypatch):

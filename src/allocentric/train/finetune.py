@@ -26,7 +26,10 @@ from transformers import (
     set_seed,
 )
 
+from allocentric.encoders.spa3r import Spa3R, Spa3RConfig, save_spa3r
 from allocentric.encoders.vggt import VGGT, VGGTConfig
+from allocentric.models import spa3_vlm
+from allocentric.models.loading import read_config
 from allocentric.models.processor import SpatialMLLMProcessor
 from allocentric.models.spatial_mllm import (
     SpatialMLLMConfig,
@@ -44,12 +47,15 @@ from allocentric.train.sft import SFTTrainer, check_frozen, collate
 from allocentric.train.tokenizer import train_tokenizer
 from allocentric.train.video_features import VideoFeatures, encoders
 
+TINY = "tiny"  # a start that is made on the spot
+
 
 def smoke(recipe: FineTune) -> FineTune:
     """The same recipe with a tiny random model on a few rooms: about a minute, and teaches nothing."""
     short = replace(recipe.optimisation, steps=3, epochs=None, batch_size=1, workers=0, log_every=1, save_every=2)
     data = replace(recipe.data, frames=4)
-    return replace(recipe, start=None, data=data, batch=4, pixel_clamp=None, optimisation=short)
+    start = Start(qwen=TINY, spa3r=TINY) if recipe.start is not None and recipe.start.spa3r else None
+    return replace(recipe, start=start, data=data, batch=4, pixel_clamp=None, optimisation=short)
 
 
 def finetune(recipe: FineTune, out: Path) -> None:
@@ -75,9 +81,11 @@ def prepare(
 ) -> tuple[FineTune, TrainingArguments]:
     """The recipe, with a start and data made on the spot where it has none, and the Trainer's arguments."""
     arguments = replace(recipe.optimisation, accumulate=accumulation(recipe)).arguments(out / "checkpoints")
-    if recipe.start is None:
+    if recipe.start is None or recipe.start.qwen == TINY:
         with arguments.main_process_first(local=False):
             start, data = make_start(out / "tiny", recipe.data)
+            if recipe.start is not None:
+                start = Start(qwen=start.qwen, spa3r=tiny_spa3r(out / "tiny" / "spa3r"))
         recipe = replace(recipe, start=start, data=data)
     return recipe, arguments
 
@@ -178,17 +186,23 @@ def accumulation(recipe: FineTune) -> int:
 
 def load_start(start: Start, recipe: FineTune) -> tuple[SpatialMLLMForConditionalGeneration, SpatialMLLMProcessor]:
     """Model in float32 and processor with the recipe's switches. A connector that is new starts at random."""
-    for folder in filter(None, (start.checkpoint, start.qwen, start.vggt)):
+    for folder in filter(None, vars(start).values()):
         if not Path(folder).exists():
             raise ValueError(f"{folder}: found no such folder, expected weights to start from")
-    if start.checkpoint:
-        model = load_spatial_mllm(start.checkpoint, dtype=torch.float32)
-    else:
+    if start.spa3r:
+        model = spa3_vlm.from_parts(start.qwen, start.spa3r, dtype=torch.float32)
+    elif start.vggt:
         model = from_parts(start.qwen, start.vggt, dtype=torch.float32)
+    else:
+        load = spa3_vlm.load_spa3_vlm if spa3_vlm.is_spa3_vlm(read_config(start.checkpoint)) else load_spatial_mllm
+        model = load(start.checkpoint, dtype=torch.float32)
+    kind = SpatialMLLMProcessor
+    if isinstance(model, spa3_vlm.Spa3VLMForConditionalGeneration):
+        kind, model.config.frames_as = spa3_vlm.Spa3VLMProcessor, "video"  # as the videos of conversations are shown
     if recipe.mrope_time_step is not None:
         model.config.mrope_time_step = recipe.mrope_time_step
     plain = SpatialMLLMProcessor.from_pretrained(start.checkpoint or start.qwen)
-    processor = SpatialMLLMProcessor(
+    processor = kind(
         plain.image_processor,
         plain.tokenizer,
         plain.video_processor,
@@ -197,6 +211,14 @@ def load_start(start: Start, recipe: FineTune) -> tuple[SpatialMLLMForConditiona
         newline_after_vision=recipe.newline_after_vision,
     )
     return model, processor
+
+
+def tiny_spa3r(folder: Path) -> str:
+    """A random Spa3R of two layers."""
+    if not (folder / "config.json").is_file():
+        torch.manual_seed(0)
+        save_spa3r(Spa3R(Spa3RConfig.tiny()), folder)
+    return str(folder)
 
 
 def tiny_start(folder: Path, data: Annotations) -> tuple[Start, Annotations]:

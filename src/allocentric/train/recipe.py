@@ -170,15 +170,21 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Start:
-    """What fine-tuning starts from, as local folders: a Spatial-MLLM `checkpoint`, or the two models it is built from."""
+    """What fine-tuning starts from, as local folders: a `checkpoint`, or the two models a new one is built from.
+
+    qwen, vggt    a Spatial-MLLM.
+    qwen, spa3r   a Spa3-VLM; `spa3r` may be a `spa3r.ckpt`.
+    """
 
     checkpoint: str | None = None
     qwen: str | None = None
     vggt: str | None = None
+    spa3r: str | None = None
 
     def __post_init__(self):
-        if (self.checkpoint is None) == (self.qwen is None) or (self.qwen is None) != (self.vggt is None):
-            raise ValueError(f"start: found {vars(self)}, expected `checkpoint` alone, or `qwen` and `vggt`")
+        given = {name for name, folder in vars(self).items() if folder is not None}
+        if given not in ({"checkpoint"}, {"qwen", "vggt"}, {"qwen", "spa3r"}):
+            raise ValueError(f"start: found {sorted(given)}, expected checkpoint alone, qwen and vggt, or qwen and spa3r")
 
 
 @dataclass(frozen=True)
@@ -214,7 +220,7 @@ class LoRA:
 
 @dataclass(frozen=True)
 class FineTune:
-    """A Spatial-MLLM fine-tuned on conversations about videos and images.
+    """A Spatial-MLLM or Spa3-VLM fine-tuned on conversations about videos and images.
 
     start            None: a tiny random model and a few rooms made on the spot, for smoke runs.
     batch            conversations (with packing: sequences) per optimiser step, over all processes.
