@@ -489,6 +489,7 @@ def test_steps_and_numbers_of_scenes_are_checked():
 def test_a_folder_holds_one_run(tmp_path, shards):
     """What a smoke run left is not taken for the result of the run that was meant."""
     recipe = smoke(read_recipe(RECIPES / "spa3r_nano.yaml"))
+    tmp_path /= "new"
     keep_recipe(recipe, tmp_path)
     keep_recipe(replace(recipe, optimisation=replace(recipe.optimisation, workers=2, log_every=7)), tmp_path)  # changes nothing
     with pytest.raises(ValueError, match=r"recipe.json: found a run with mask_ratio 0.5, expected 0.25: take another folder"):

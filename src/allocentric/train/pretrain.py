@@ -539,7 +539,8 @@ def pretrain(recipe: Pretrain, out: Path, progress=None, workers: int = 2) -> No
     """
     out = Path(out)
     target = out / "model"
-    keep_recipe(recipe, out)
+    if int(os.environ.get("RANK", "0")) == 0:
+        keep_recipe(recipe, out)
     if (target / "config.json").is_file():
         return
     if recipe.data.heldout_folders:  # what is measured on in the end is looked for now
@@ -575,6 +576,7 @@ def keep_recipe(recipe: Pretrain, out: Path) -> None:
         del said[name]  # change nothing that is learned
     file = out / "recipe.json"
     if not file.is_file():
+        out.mkdir(parents=True, exist_ok=True)
         write_whole(file, json.dumps(said, indent=1))
         return
     found = json.loads(file.read_text())
