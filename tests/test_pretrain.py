@@ -77,7 +77,7 @@ def test_batches_fill_the_budget_and_share_views_between_processes():
     assert [d.number for d in whole[:25]] == [0] * 10 + [1] * 10 + [2] * 5
     assert list(ViewBatches(10, (4, 12), 24, 40, 3, 0, 2)) == one
     assert list(ViewBatches(10, (4, 12), 24, 40, 4, 0, 2)) != one
-    with pytest.raises(ValueError, match=r"views: found \\(4, 12\\) with 8 images a batch"):
+    with pytest.raises(ValueError, match=r"views: found \(4, 12\) with 8 images a batch"):
         ViewBatches(10, (4, 12), 8, 1)
 
 

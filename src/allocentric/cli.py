@@ -498,6 +498,8 @@ def _map(
     from allocentric.graph.source import graph_steps
 
     _must_exist(source)
+    if detector is None and labels:
+        raise ValueError("--labels: found no --detector, expected one that looks for them")
     if detector is not None:
         _no_bars()
     found = None if detector is None else load_detector(detector, labels, threshold)

@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 
 from allocentric.answer import END_THINK, THINK, split_notes
-from allocentric.graph.grammar import OPEN, clean_label, parse_map
+from allocentric.graph.grammar import OPEN, parse_map
 from allocentric.graph.metrics import map_quality
 from allocentric.graph.scene_graph import SceneGraph
 from allocentric.graph.solve import solve_layout
@@ -199,8 +199,7 @@ def map_score(text: str, scene: AnnotatedScene) -> float | None:
     if OPEN not in text:
         return None
     graph, written = SceneGraph.from_scene(scene), parse_map(text)
-    nodes = [(clean_label(o.label), o.instance) for o in graph.objects]
-    quality = map_quality(written.triplets, solve_layout(written.triplets), nodes, graph.points, [], written.n_lines)
+    quality = map_quality(written.triplets, solve_layout(written.triplets), list(graph.nodes), graph.points, [], written.n_lines)
     return quality["validity"] * (quality["object_f1"] + quality["spacer"]) / 2
 
 
