@@ -338,8 +338,8 @@ def test_released_weights_do_not_fit_layer_norms(published):
 
 def test_wrong_files_are_named(published, tmp_path):
     case, _, weights, _ = published
-    with pytest.raises(ValueError, match=r"nowhere: found no Spa3R, expected spa3r.ckpt or a folder"):
-        load_spa3r(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"found no Spa3R, expected spa3r.ckpt or a folder with config.json"):
+        load_spa3r(tmp_path)
     torch.save({"state_dict": {"model.query_embed.weight": weights["query_embed.weight"]}}, tmp_path / "part.ckpt")
     with pytest.raises(ValueError, match="weights do not fit the model; missing: aggregator"):
         load_spa3r(tmp_path / "part.ckpt", spa3r_config(case["hyper"]))
@@ -404,3 +404,14 @@ def test_names_that_are_not_read():
 def test_bad_sizes_are_named():
     with pytest.raises(ValueError, match="num_heads: found 3 on embed_dim 32, expected heads whose width is a multiple of 8"):
         Spa3RConfig.tiny(num_heads=3)
+
+
+def test_a_released_file_of_the_hub(tmp_path, monkeypatch):
+    spa3r = Spa3R(Spa3RConfig.tiny())
+    torch.save({"state_dict": {f"model.{name}": tensor for name, tensor in spa3r.state_dict().items()}}, tmp_path / "spa3r.ckpt")
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda repository, file: str(tmp_path / file))
+    monkeypatch.chdir(tmp_path)
+    found = load_spa3r("owner/name/spa3r.ckpt", spa3r.config).state_dict()
+    assert all(torch.equal(tensor, found[name]) for name, tensor in spa3r.state_dict().items())
+    with pytest.raises(ValueError, match="nowhere: found no such file or folder, expected one with weights"):
+        load_spa3r(tmp_path / "nowhere")

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from allocentric.encoders.checkpoints import FILE, load_exactly, read_tensors
+from allocentric.encoders.checkpoints import FILE, load_exactly, located, read_tensors
 from allocentric.encoders.heads import CameraHead
 from allocentric.encoders.layers import MLP, Attention, attend, init_linear, rope_2d, rotate
 from allocentric.encoders.vggt import VGGTAggregator, VGGTConfig
@@ -446,6 +446,7 @@ def load_spa3r(
 ) -> Spa3R | Spa3REncoder:
     """A Spa3R with the released weights (`spa3r.ckpt`, a Lightning checkpoint), or from a folder written by `save_spa3r`.
 
+    path      of the file or folder; "hustvl/Spa3-VLM/spa3r.ckpt" is that of the hub repository.
     config    default: that of the folder, or for a checkpoint file the published sizes (`Spa3RConfig.compat`).
     decoder   False: only what a language model needs (`Spa3REncoder`); the rest is not kept.
     dtype     default: as stored.
@@ -453,7 +454,7 @@ def load_spa3r(
     Missing, unexpected and misshapen tensors are an error that names them. A released file differs from VGGT in nothing but
     the biases of the global blocks' query and key norms, which its RMSNorm has not; so a config with layer norms does not fit it.
     """
-    path = Path(path)
+    path = Path(located(path))
     if path.is_file() and path.suffix in (".ckpt", ".pt", ".pth"):
         published = _lightning_tensors(path)
         tensors = {ours: t for name, t in published.items() if (ours := our_name(name, decoder)) is not None}
