@@ -107,6 +107,7 @@ def broken(folder):
         (("ask", "nowhere.mp4", "how many?"), "nowhere.mp4: found no such file or folder"),
         (("ask", "broken.mp4", "how many?"), "broken.mp4: not a video"),
         (("ask", "broken.mp4"), "questions: found none"),
+        (("ask", "{video}", "how many?", "--latents", "kept"), "latents: found nano, a spatial-mllm, expected a Spa3-VLM"),
         (("map", "empty", "--labels", "chair"), "--labels: found no --detector"),
         (("ask", "{video}", " "), "question 0: found ' ', expected some text"),
         (("ask", "{video}", "how many?", "--frames", "0"), "expected"),

@@ -41,6 +41,7 @@ def ask(
     labels: Labels = (),
     threshold: Threshold = 0.3,
     scene: OneOfMany = None,
+    latents: Annotated[Path | None, arg(help="folder in which a Spa3-VLM keeps the latents of places")] = None,
     json: JSON = False,
 ) -> None:
     """Ask about a place.
@@ -66,7 +67,7 @@ def ask(
         _print_graph_answers(source, maps, questions, json)
         return
     with console.status("loading the model"):
-        loaded = _load(model, processor, geometry)
+        loaded = _load(model, processor, geometry, latents)
     with console.status(f"looking at {source}"):
         answers = loaded.watch(source, 16 if frames is None else frames, sampling).ask(list(questions))
     if noted:
@@ -555,13 +556,13 @@ def _print_graph_answers(source: Path, maps: list, questions: tuple[str, ...], a
             print(f"  {by_model[i].text}  (model){differ}")
 
 
-def _load(model: str | None, processor: str | None = None, geometry: str | None = None):
+def _load(model: str | None, processor: str | None = None, geometry: str | None = None, latents: Path | None = None):
     """`allocentric.load`, without transformers' progress bars where there is nothing to download."""
     import allocentric
 
     if model is None or Path(model).is_dir():
         _no_bars()
-    return allocentric.load(model, processor, geometry)
+    return allocentric.load(model, processor, geometry, latents=latents)
 
 
 def _geometry(model: str | None, geometry: str | None):
