@@ -14,7 +14,7 @@ from allocentric.models.processor import SpatialMLLMProcessor
 from allocentric.models.scene import weights_id
 from allocentric.models.spatial_mllm import SpatialMLLMModel
 
-MADE_FROM = ("vision_config", "spatial_config", "connector_config", "image_mean", "image_std")
+MADE_FROM = ("vision_config", "spatial_config", "connector_config", "spa3r_config", "raw_vggt", "image_mean", "image_std")
 
 
 def encoders(model: SpatialMLLMModel) -> nn.ModuleList:
