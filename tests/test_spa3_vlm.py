@@ -99,6 +99,9 @@ def test_images_of_another_size_reach_the_encoder(published):
     assert written[0, -1] == expected["logits"][0, -1].argmax()
     with pytest.raises(ValueError, match=f"geometry_images: found 1, expected {spec['shape'][0]} by image_grid_thw"):
         model(**given | {"geometry_images": given["geometry_images"][:1]})
+    as_video = {"pixel_values_videos": given["pixel_values"], "video_grid_thw": given["image_grid_thw"]}
+    with pytest.raises(ValueError, match="geometry_images: found videos alone, expected images"):
+        model(input_ids=given["input_ids"], geometry_images=given["geometry_images"], **as_video)
 
 
 def test_a_missing_tensor_is_named(published, tmp_path):

@@ -254,6 +254,8 @@ class Spa3VLMModel(SpatialMLLMModel):
             return inputs
         if images and videos and "latents" in given:
             raise ValueError("latents: found images and videos in one call, expected one of them")
+        if not images and "geometry_images" in given:
+            raise ValueError("geometry_images: found videos alone, expected images; of a video Spa3R sees what Qwen sees")
         made = dict(inputs.get("mm_encoder_outputs") or {})
         if images:
             types = inputs.get("mm_token_type_ids")
