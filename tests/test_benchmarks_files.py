@@ -180,6 +180,10 @@ def test_vsi_prompts_of_profiles():
     assert benchmark.prompt(question, "lmms_eval_0_7_3") == benchmark.prompt(question)
     assert benchmark.prompt(question, "spatial_mllm") == f"Q1?\nOptions:\nA. left\nB. right\n{letter}"
     assert benchmark.prompt(question, "vlmevalkit") == f"These are frames of a video.\nQ1?\nA. left\nB. right\n{letter}"
+    tagged = benchmark.prompt(number, "spatial_mllm_v1")  # whose answers are scored without the tags
+    assert tagged.endswith("within the <answer> </answer> tags.")
+    assert benchmark.score(number, f"<answer>{number.answer}</answer>", "spatial_mllm_v1") == 1
+    assert benchmark.score(question, "<think>a or b</think><answer>A</answer>", "spatial_mllm_v1") == float(question.answer == "A")
     assert benchmark.prompt(number, "vlmevalkit").endswith("Q2?\nAnswer briefly and directly in one float number.")
 
 

@@ -52,7 +52,7 @@ def allo(monkeypatch, capsys, nano, tmp_path):
 def test_what_a_process_that_reads_data_says_is_one_line():
     from torch.utils.data import DataLoader
 
-    from allocentric.cli import _one_line
+    from allocentric.processes import _one_line
 
     with pytest.raises(ValueError) as error:
         list(DataLoader(Unreadable(), num_workers=1))

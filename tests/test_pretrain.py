@@ -36,12 +36,11 @@ from allocentric.train.pretrain import (
     build,
     collate_clips,
     draw_frames,
-    keep_recipe,
     look,
     smoke,
     split,
 )
-from allocentric.train.recipe import Objective, SceneFolder, read_recipe
+from allocentric.train.recipe import Objective, SceneFolder, keep_recipe, read_recipe
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 
@@ -490,7 +489,10 @@ def test_a_folder_holds_one_run(tmp_path, shards):
     """What a smoke run left is not taken for the result of the run that was meant."""
     recipe = smoke(read_recipe(RECIPES / "spa3r_nano.yaml"))
     tmp_path /= "new"
+    keep_recipe(replace(recipe, mask_ratio=0.75), tmp_path)  # nothing came of it
     keep_recipe(recipe, tmp_path)
+    (tmp_path / "checkpoints" / "checkpoint-2").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "checkpoint-2" / "trainer_state.json").touch()
     keep_recipe(replace(recipe, optimisation=replace(recipe.optimisation, workers=2, log_every=7)), tmp_path)  # changes nothing
     with pytest.raises(ValueError, match=r"recipe.json: found a run with mask_ratio 0.5, expected 0.25: take another folder"):
         keep_recipe(replace(recipe, mask_ratio=0.25), tmp_path)

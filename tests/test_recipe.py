@@ -265,6 +265,8 @@ def test_fine_tuning_runs_resumes_and_stops(recipes, tmp_path):
     assert scene.ask("How many chairs are in this room?", max_new_tokens=2).frames == (0, 5, 10, 15)
     before = state(tmp_path)
     finetune.finetune(recipe, tmp_path)
+    with pytest.raises(ValueError, match=r"recipe.json: found a run with mrope_time_step 1, expected 2: take another folder"):
+        finetune.finetune(replace(recipe, mrope_time_step=2), tmp_path)
     assert state(tmp_path) == before
 
     shutil.rmtree(tmp_path / "model")

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from tyro.conf import Positional, arg
 
-from allocentric.processes import end_processes
+from allocentric.processes import end_processes, mistakes_in_one_line
 
 Sampling = Literal["uniform", "space_aware"]
 JSON = Annotated[bool, arg(help="print JSON, one object, and nothing else")]
@@ -22,6 +22,8 @@ Labels = Annotated[tuple[str, ...], arg(help="what a zero-shot detector looks fo
 Threshold = Annotated[float, arg(help="least score of a detection, 0 to 1")]
 OneOfMany = Annotated[str | None, arg(help="which scene, in an annotation file of many")]
 Weights = Annotated[str | None, arg(help="folder or hub id of weights; default: nano, which comes with the package")]
+
+ABOUT = "Ask about a place that a camera walked through, map it, find things in it; train and score models that do."
 
 console = Console(stderr=True)
 
@@ -46,10 +48,15 @@ def ask(
 ) -> None:
     """Ask about a place.
 
-    allo ask kitchen.mp4 "How many chairs are in this room?" "What is the size of this room (in square meters)?"
+    allo ask kitchen.mp4 "How many chair(s) are in this room?"
+
+    allo ask kitchen.mp4 $'Measuring from the closest point of each object, which of these objects (chair, table) is the
+    closest to the stove?\\nOptions:\\nA. chair\\nB. table'
+
     allo ask room/ --via graph "If I am standing by the bed and facing the desk, is the lamp to my left, right, or back?"
 
-    Of a video or images alone the graph is what the model notes before it answers.
+    nano knows VSI-Bench's types of question in VSI-Bench's words (docs/nano.md). --via graph also takes a saved graph, a written
+    map or an annotation file; of a video or images alone the graph is what the model notes before it answers.
     """
     if not questions:
         raise ValueError('questions: found none, expected at least one: allo ask room.mp4 "How many chairs are in this room?"')
@@ -104,7 +111,10 @@ def map_(
 ) -> None:
     """Draw the metric map of a place: objects, floor, free space and area.
 
-    allo map room/ --png room.png        allo map kitchen/ --detector DETECTOR --html kitchen.html
+    allo map room/ --png room.png
+
+    allo map kitchen/ --detector DETECTOR --html kitchen.html
+
     allo map room.mp4 --model out/ssr_nano/A/reasoning --png room.png
     """
     from allocentric.view.map import COLUMNS, heading, map_page, map_picture, object_rows
@@ -193,6 +203,7 @@ def ground(
     """Find a described object: its 3D box, drawn into the frames that show it and into a map.
 
     allo ground room/ "the chair closest to the window" --proposals boxes.json
+
     allo ground room.mp4 "the chair closest to the window" --global --model out/ssr_nano/A/reasoning
     """
     from allocentric.ground import search, search_globally
@@ -230,7 +241,9 @@ def info(
 ) -> None:
     """What a video or a model is.
 
-    allo info room.mp4        allo info nano
+    allo info room.mp4
+
+    allo info nano
     """
     from allocentric.info import describe
 
@@ -250,6 +263,7 @@ def rooms(
     seconds: float = 20.0,
     width: int = 640,
     height: int = 480,
+    rgbd: Annotated[bool, arg(help="also the frames with depth, poses and intrinsics, as a 7-Scenes capture")] = False,
 ) -> None:
     """Make furnished rooms: a video, and everything that is true of it (objects, boxes, floor, cameras).
 
@@ -263,11 +277,12 @@ def rooms(
     def made():
         yield 0, count
         for i in range(count):
-            write_video(seed + i, out / f"room-{seed + i}", seconds=seconds, width=width, height=height, style=style)
+            folder = out / f"room-{seed + i}"
+            write_video(seed + i, folder, seconds=seconds, width=width, height=height, style=style, posed_rgbd=rgbd)
             yield i + 1, count
 
     show_progress("rooms", made())
-    print(f"{count} rooms in {out}")
+    print(f"{count} room{'s' * (count > 1)} in {out}")
 
 
 def train(
@@ -308,8 +323,10 @@ def train(
             print(report.read_text())
     elif isinstance(plan, Reinforce):
         reinforce.reinforce(reinforce.smoke(plan) if smoke else plan, out)
+        print(f"trained: {out / 'model'}")
     elif isinstance(plan, FineTune):
         finetune.finetune(finetune.smoke(plan) if smoke else plan, out)
+        print(f"trained: {out / 'model'}")
     else:
         run.run(run.smoke(plan) if smoke else plan, out, show_progress, stages or run.STAGES, workers)
 
@@ -346,13 +363,22 @@ def evaluate(
 ) -> None:
     """Score a model on a benchmark, or on rooms it has never seen; compare two runs.
 
-    allo eval rooms --count 200                                                 rendered where they are not there yet
-    allo eval vsibench --data VSI-Bench --videos VSI-Bench --model weights      (--baseline blind, chance, frequency)
-    allo eval scanrefer --data ScanRefer --scenes scans --model weights     choose among true boxes, or --proposals boxes.json
+    allo eval rooms --count 200
+
+    allo eval vsibench --data VSI-Bench --videos VSI-Bench --model weights
+
+    allo eval scanrefer --data ScanRefer --scenes scans --model weights
+
     allo eval compare out/eval/vsibench-a-1f2e3d4c out/eval/vsibench-b-5a6b7c8d difference.html
-    allo eval score out/eval/vsibench-a-1f2e3d4c --profile spatial_mllm         scores of another scorer, nothing asked again
-    allo eval import samples.jsonl vsibench --data VSI-Bench                    other people's outputs as a run
-    torchrun --nproc-per-node 8 -m allocentric.cli eval ...                     the same files, sooner
+
+    allo eval score out/eval/vsibench-a-1f2e3d4c --profile spatial_mllm
+
+    allo eval import samples.jsonl vsibench --data VSI-Bench
+
+    torchrun --nproc-per-node 8 -m allocentric.cli eval ...
+
+    Rooms are rendered where they are not there yet. score: another scorer, nothing asked again. import: other people's outputs as a
+    run. Under torchrun the same files come sooner.
     """
     from allocentric.evaluate import command
     from allocentric.evaluate.benchmark import Plan
@@ -384,7 +410,10 @@ def data(
     """Make questions from annotated scenes, and show what their answers give away.
 
     allo data make --task object_counting object_abs_distance --scenes out/rooms --out out/data
+
     allo data report out/data/questions.jsonl
+
+    allo data cold-start --help        a third action: reasoning to fine-tune on
     """
     from allocentric.data import command
 
@@ -609,29 +638,15 @@ def _print_found(found, as_json: bool) -> None:
         console.print(note, style="dim", markup=False)
 
 
-def _one_line(error: Exception) -> str:
-    """What went wrong, without the traceback that torch puts before what a process that reads data says."""
-    said = str(error)
-    if "Original Traceback" in said:
-        said = said.rpartition(f"\n{type(error).__name__}: ")[2] or said
-    return " ".join(said.split())
-
-
 def main(argv: list[str] | None = None) -> None:
     """Run one command. What the user got wrong ends in one line and exit code 2."""
     argv = sys.argv[1:] if argv is None else argv
     commands, prog = COMMANDS, "allo"
     if argv[:2] == ["data", "cold-start"]:  # with options of its own
         commands, prog, argv = {"cold-start": cold_start}, "allo data", argv[1:]
-    try:
-        tyro.extras.subcommand_cli_from_dict(commands, prog=prog, description=__doc__.splitlines()[0], args=argv)
+    with mistakes_in_one_line("allo"):
+        tyro.extras.subcommand_cli_from_dict(commands, prog=prog, description=ABOUT, args=argv)
         end_processes()
-    except (ValueError, OSError) as error:
-        print(f"allo: {_one_line(error)}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("allo: interrupted; run the same command again to continue", file=sys.stderr)
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,30 @@
-"""The end of a run in several processes."""
+"""How processes end: after a mistake of the user's in one line, and after a run of several without their threads."""
 
 import gc
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def mistakes_in_one_line(program: str) -> Iterator[None]:
+    """What the user got wrong (ValueError, OSError) is said in one line on stderr, with exit code 2; an interruption with 130."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        print(f"{program}: {_one_line(error)}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted; run the same command again to continue", file=sys.stderr)
+        sys.exit(130)
+
+
+def _one_line(error: Exception) -> str:
+    """What went wrong, without the traceback that torch puts before what a process that reads data says."""
+    said = str(error)
+    if "Original Traceback" in said:
+        said = said.rpartition(f"\n{type(error).__name__}: ")[2] or said
+    return " ".join(said.split())
 
 
 def end_processes() -> None:

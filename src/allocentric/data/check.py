@@ -17,6 +17,7 @@ import numpy as np
 import tyro
 from tyro.conf import Positional, arg
 
+from allocentric.processes import mistakes_in_one_line
 from allocentric.readers import open_scenes
 from allocentric.scenes import AnnotatedScene
 from allocentric.tasks.base import Question
@@ -155,4 +156,5 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    with mistakes_in_one_line("check"):
+        tyro.cli(main)

@@ -19,6 +19,7 @@ from tyro.conf import Positional, arg
 from allocentric.evaluate.answers import question_from_dict, question_to_dict, write_whole
 from allocentric.evaluate.benchmark import Plan, benchmark_named, place, read_questions
 from allocentric.evaluate.responders import find_sources
+from allocentric.processes import mistakes_in_one_line
 from allocentric.tasks.base import Record
 
 HERE = "allocentric.evaluate.lmms_tasks"
@@ -119,4 +120,5 @@ def _aggregate(kept: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    tyro.cli(write_task)
+    with mistakes_in_one_line("lmms_tasks"):
+        tyro.cli(write_task)

@@ -92,16 +92,12 @@ def make_report(benchmark: Benchmark, rows: Sequence[Row], profile: str, facts: 
         if name not in ("n", "partial", "macro", "micro", HEADLINE) and not name.startswith(("task/", "n/")):
             lines.append(Line(name.removeprefix("group/"), value))
     headline = Line(HEADLINE, numbers[HEADLINE])
-    if (kind := headline_kind(numbers[HEADLINE], plain)) is not None:
+    kind = benchmark.headline
+    if abs(numbers[HEADLINE] - getattr(plain, kind)[0]) < 1e-4:  # else it is another kind of number, which has no interval
         headline = replace(next(line for line in lines if line.name == kind), name=f"{HEADLINE} (= {kind})")
     lines.append(headline)
     notes = _notes(benchmark, rows, profile, numbers, facts)
     return Report(benchmark.name, {"profile": profile, **facts}, tuple(lines), tuple(notes))
-
-
-def headline_kind(overall: float, plain: Averages) -> str | None:
-    """Which average a benchmark's first number is; None when it is another kind of number, which then has no interval."""
-    return next((name for name in ("macro", "micro") if abs(overall - getattr(plain, name)[0]) < 1e-4), None)
 
 
 def chance(benchmark: Benchmark, rows: Sequence[Row], profile: str) -> list[Row]:

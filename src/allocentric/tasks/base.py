@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -88,10 +88,12 @@ class Benchmark(Task):
     """A published benchmark: reads its official files, asks with its official wording, scores as its published scorers do.
 
     `profiles` names the published scorers that differ, the default first. A number means something only together with its profile.
+    `headline` is the mean that the benchmark reports first, where that is a mean of scores at all.
     """
 
     name: str
     profiles: tuple[str, ...] = ("official",)
+    headline: Literal["micro", "macro"] = "micro"
 
     def make(self, scene: AnnotatedScene, rng: np.random.Generator, limit: int = 1) -> list[Question]:
         """None: the questions of a benchmark are read."""

@@ -49,6 +49,7 @@ class SPARBench(Benchmark):
 
     name = "sparbench"
     profiles = ("official", "lmms_eval_0_7_3")
+    headline = "macro"
 
     def read(self, path: str | Path, images: str | Path | None = None) -> list[Question]:
         """The images that the rows hold are written into the folder `images`, where one is given."""

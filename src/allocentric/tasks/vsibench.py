@@ -13,8 +13,8 @@ import numpy as np
 from allocentric.tasks.base import Benchmark, Question, Record, Task, percent
 from allocentric.tasks.files import check_ids, field, load_json, official_files, read_rows
 
-PROFILES = ("official", "lmms_eval_0_7_3", "spatial_mllm", "vlmevalkit")
-PROMPT_STYLES = ("official", "lmms_eval_0_7_3", "spatial_mllm", "spatial_mllm_v1", "vlmevalkit")
+PROFILES = ("official", "lmms_eval_0_7_3", "spatial_mllm", "spatial_mllm_v1", "vlmevalkit")
+SPATIAL_MLLM = ("spatial_mllm", "spatial_mllm_v1")  # they differ in the prompt alone
 SUBSETS = ("full", "debiased", "pruned", "tiny")
 
 NUMERIC = ("object_counting", "object_abs_distance", "object_size_estimation", "room_size_estimation")
@@ -60,8 +60,8 @@ def vsi_prompt(question: Question, style: str = "official") -> str:
     vlmevalkit        no line "Options:", and a number is asked for as a float.
     spatial_mllm_v1   Spatial-MLLM v1.0: the answer inside <answer> tags; as published, no line break before "Options:".
     """
-    if style not in PROMPT_STYLES:
-        raise ValueError(f"prompt style: expected one of {PROMPT_STYLES}, found {style!r}")
+    if style not in PROFILES:
+        raise ValueError(f"prompt style: expected one of {PROFILES}, found {style!r}")
     if style == "spatial_mllm_v1":
         if not question.options:
             return f"{question.text} Please answer with the only numerical value (e.g., 42, 3.14, etc.) {IN_TAGS}"
@@ -89,18 +89,18 @@ def vsi_score(task: str, truth: str, prediction: str, profile: str = "official")
 
     official          thinking-in-space: the first word, a number as Python's `float` reads it.
     lmms_eval_0_7_3   reasoning removed, then the first number anywhere in the text, in digits or words; letters as official.
-    spatial_mllm      the whole text must be the answer; strict inequality, in float32.
+    spatial_mllm      what stands in answer tags, or else the whole text, must be the answer; strict inequality, in float32.
     vlmevalkit        searches the text for a letter, or the last number (rule-based, no judge model).
     """
     if task in NUMERIC:
         number = read_number(prediction, profile)
-        target = _to_float(_clean_spatial_mllm(truth) if profile == "spatial_mllm" else truth)
+        target = _to_float(_clean_spatial_mllm(truth) if profile in SPATIAL_MLLM else truth)
         if number is None or target is None or np.isnan(target):
             return 0.0
         return mean_relative_accuracy(number, target, profile)
     if task.removesuffix("_easy").removesuffix("_medium").removesuffix("_hard") not in CHOICE:
         raise ValueError(f"question type: expected one of {(*NUMERIC, *CHOICE)}, found {task!r}")
-    right = read_letter(truth, profile) if profile in ("spatial_mllm", "vlmevalkit") else truth.lower()
+    right = read_letter(truth, profile) if profile in (*SPATIAL_MLLM, "vlmevalkit") else truth.lower()
     return float(right is not None and read_letter(prediction, profile) == right)
 
 
@@ -110,7 +110,7 @@ def mean_relative_accuracy(number: float, truth: float, profile: str = "official
     Which errors lie exactly on a tolerance is decided by float64 rounding, as in the published scorers. The official one
     divides by the signed truth, and fails when that is zero.
     """
-    if profile == "spatial_mllm":
+    if profile in SPATIAL_MLLM:
         with np.errstate(over="ignore", invalid="ignore"):  # "1e99" is infinite in float32, and simply wrong
             error = np.abs(np.float32(number) - np.float32(truth)) / (np.abs(np.float32(truth)) + np.float32(1e-8))
         kept = error < 1 - np.arange(0.5, 0.975, 0.05).astype(np.float32)
@@ -124,7 +124,7 @@ def mean_relative_accuracy(number: float, truth: float, profile: str = "official
 
 def read_letter(text: str, profile: str = "official") -> str | None:
     """What a profile compares with the right letter, in lower case; None when it finds nothing."""
-    if profile == "spatial_mllm":
+    if profile in SPATIAL_MLLM:
         return _clean_spatial_mllm(text)
     if profile == "vlmevalkit":
         letter = _vlmevalkit_letter(text)
@@ -134,7 +134,7 @@ def read_letter(text: str, profile: str = "official") -> str | None:
 
 def read_number(text: str, profile: str = "official") -> float | None:
     """The number a profile reads; None when it finds none."""
-    if profile == "spatial_mllm":
+    if profile in SPATIAL_MLLM:
         return _to_float(_clean_spatial_mllm(text).replace(",", ""))
     if profile == "vlmevalkit":
         return _vlmevalkit_number(text)
@@ -363,6 +363,7 @@ class VSIBench(Benchmark):
 
     name = "vsibench"
     profiles = PROFILES
+    headline = "macro"
 
     def read(self, path: str | Path, subset: str = "full") -> list[Question]:
         """Questions of a JSONL or parquet file, or of the release's folder.

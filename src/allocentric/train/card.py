@@ -126,6 +126,7 @@ def _head(recipe: Recipe, out: Path, plan: CardPlan) -> str:
     extra = sum(t.numel() for t in heads.values()) / 1e6
     stages = (recipe.matching, recipe.geometry, recipe.semantics, recipe.reckoning, recipe.reading, recipe.naming, recipe.sft)
     matching, geometry, semantics, reckoning, reading, naming, sft = (stage.optimisation for stage in stages)
+    clips = lambda stage: f"{stage.batch_size} clip{'s' * (stage.batch_size > 1)}"  # noqa: E731
     without_video = reckoning.batch_size * recipe.reckoning.questions
     return f"""# nano
 
@@ -133,10 +134,11 @@ A Spatial-MLLM (`{config["model_type"]}`) of {count:.1f} M parameters, and {extr
 trained from nothing on {recipe.rooms.count} procedural rooms by the recipe `recipes/nano.yaml`.
 It knows those rooms. It does not know your kitchen.
 
-Steps: geometry {matching.steps} of {matching.batch_size} short clips and {geometry.steps} of {geometry.batch_size} longer ones,
-semantics {semantics.steps} of {semantics.batch_size} clips, reckoning {reckoning.steps} of {without_video} questions without
-a video, reading {reading.steps} of {recipe.reading.questions} questions about told rooms, naming {naming.steps} rooms, fine-tuning
-{sft.steps} of {sft.batch_size} rooms with at most {recipe.sft.questions} questions each.
+Steps and what each takes: geometry {matching.steps} with {clips(matching)}, then {geometry.steps} with {clips(geometry)} of more
+frames; semantics {semantics.steps} with {clips(semantics)}; reckoning {reckoning.steps} with {without_video} questions without a
+video; reading {reading.steps} with {recipe.reading.questions} questions about told rooms; naming {naming.steps} with
+{naming.batch_size} room(s); fine-tuning {sft.steps} with {sft.batch_size} room(s) and at most {recipe.sft.questions} questions
+about each.
 
 Scores are VSI-Bench's (official scorer, mean of the eight tasks), on {plan.rooms} held-out rooms and at most {plan.per_task}
 questions of each type a room. Brackets: 95% bootstrap interval over rooms. `2d-only` and `blind` are the same model trained on

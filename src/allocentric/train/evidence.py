@@ -14,7 +14,6 @@ all of them writes the report.
 """
 
 import json
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -37,6 +36,7 @@ from allocentric.evaluate.rooms import ask_rooms, chance_rows, constant_rows, ro
 from allocentric.evaluate.statistics import Averages, averages, bootstrap, interval
 from allocentric.models.processor import SpatialMLLMProcessor
 from allocentric.models.spatial_mllm import SpatialMLLMConfig, load_spatial_mllm
+from allocentric.processes import mistakes_in_one_line
 from allocentric.tasks import TRAINING_TASKS, Question, make_questions
 from allocentric.train import cold_start
 from allocentric.train.card import HELD_OUT_SEED
@@ -484,7 +484,5 @@ def show_progress(name: str, steps: Iterable[tuple[int, int]]) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with mistakes_in_one_line("evidence"):
         tyro.cli(evidence)
-    except ValueError as error:
-        sys.exit(f"evidence: {error}")

@@ -42,7 +42,7 @@ from allocentric.readers import open_views
 from allocentric.rooms import load_scene, write_video
 from allocentric.tasks import VSI_TASKS
 from allocentric.train.jsonl import Conversations
-from allocentric.train.recipe import Annotations, FineTune, LoRA, Start, resume_point
+from allocentric.train.recipe import Annotations, FineTune, LoRA, Start, keep_recipe, resume_point
 from allocentric.train.sft import SFTTrainer, check_frozen, collate
 from allocentric.train.tokenizer import train_tokenizer
 from allocentric.train.video_features import VideoFeatures, encoders
@@ -61,6 +61,7 @@ def smoke(recipe: FineTune) -> FineTune:
 def finetune(recipe: FineTune, out: Path) -> None:
     """Train and save model and processor in `out/model`; adapters also in `out/adapters`. Run again to resume."""
     out = Path(out)
+    keep_recipe(recipe, out)
     if (out / "model" / "config.json").exists():
         return
     recipe, arguments = prepare(recipe, out, tiny_start)

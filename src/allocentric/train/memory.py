@@ -6,7 +6,6 @@ Weights, gradients, moments and the rollouts' keys and values are exact; activat
 """
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from rich.table import Table
 from torch import nn
 
 from allocentric.models.spatial_mllm import SpatialMLLMConfig, SpatialMLLMForConditionalGeneration
+from allocentric.processes import mistakes_in_one_line
 from allocentric.train.recipe import FineTune, Reinforce, read_recipe
 from allocentric.train.sft import freeze_except
 
@@ -157,7 +157,5 @@ def table(model: nn.Module, config: SpatialMLLMConfig, load: Load, gpus: Sequenc
 
 
 if __name__ == "__main__":
-    try:
+    with mistakes_in_one_line("memory"):
         tyro.cli(memory)
-    except ValueError as error:
-        sys.exit(f"memory: {error}")

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -27,7 +27,6 @@ from transformers import AutoModel, PreTrainedConfig, set_seed
 from allocentric.encoders.heads import DPTHead
 from allocentric.encoders.spa3r import Spa3R, Spa3RConfig, aggregate_views, context_count, resize, save_spa3r
 from allocentric.encoders.vggt import IMAGE_MEAN, IMAGE_STD, VGGT, load_vggt
-from allocentric.evaluate.answers import write_whole
 from allocentric.model import load
 from allocentric.models.patches import patchify
 from allocentric.models.scene import weights_id
@@ -35,7 +34,7 @@ from allocentric.models.spatial_mllm import SpatialMLLMConfig, SpatialMLLMModel
 from allocentric.readers import count_frames, open_views
 from allocentric.readers.images import natural_key
 from allocentric.train.optimizer import GroupedTrainer
-from allocentric.train.recipe import Objective, Pretrain, SceneFolder, resume_point
+from allocentric.train.recipe import Objective, Pretrain, SceneFolder, keep_recipe, resume_point
 from allocentric.train.shards import RoomShards, RoomsSpec, write_rooms
 
 FROZEN = ("aggregator", "camera_head")  # parts of Spa3R that are VGGT's
@@ -539,8 +538,9 @@ def pretrain(recipe: Pretrain, out: Path, progress=None, workers: int = 2) -> No
     """
     out = Path(out)
     target = out / "model"
-    if int(os.environ.get("RANK", "0")) == 0:
-        keep_recipe(recipe, out)
+    teachers = {"geometry": recipe.geometry, "semantic": recipe.semantic}  # one folder has many names
+    whole = {name: str(Path(p).resolve()) if Path(p).exists() else p for name, p in teachers.items()}
+    keep_recipe(replace(recipe, **whole), out, free=("data.run",))
     if (target / "config.json").is_file():
         return
     if recipe.data.heldout_folders:  # what is measured on in the end is looked for now
@@ -565,34 +565,6 @@ def pretrain(recipe: Pretrain, out: Path, progress=None, workers: int = 2) -> No
     if trainer.is_world_process_zero():
         (out / "log.json").write_text(json.dumps(trainer.state.log_history))
         save_spa3r(loss.model, target)
-
-
-def keep_recipe(recipe: Pretrain, out: Path) -> None:
-    """Write the recipe to `out/recipe.json`; a folder that holds a run of another one is an error that says what differs."""
-    places = {"geometry": recipe.geometry, "semantic": recipe.semantic}
-    recipe = replace(recipe, **{name: str(Path(p).resolve()) if Path(p).exists() else p for name, p in places.items()})
-    said = _flat(json.loads(json.dumps(asdict(recipe))))
-    for name in ("optimisation.workers", "optimisation.log_every", "optimisation.save_every", "data.run"):
-        del said[name]  # change nothing that is learned
-    file = out / "recipe.json"
-    if not file.is_file():
-        out.mkdir(parents=True, exist_ok=True)
-        write_whole(file, json.dumps(said, indent=1))
-        return
-    found = json.loads(file.read_text())
-    for name in sorted(said.keys() | found.keys()):
-        if said.get(name) != found.get(name):
-            raise ValueError(
-                f"{file}: found a run with {name} {found.get(name)}, expected {said.get(name)}: take another folder, or remove this"
-            )
-
-
-def _flat(keys: dict, before: str = "") -> dict:
-    return {
-        name: value
-        for key, inner in keys.items()
-        for name, value in (_flat(inner, f"{before}{key}.") if isinstance(inner, dict) else {before + key: inner}).items()
-    }
 
 
 def training_scenes(recipe: Pretrain, out: Path, progress=None, workers: int = 2) -> Scenes:

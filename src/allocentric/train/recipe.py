@@ -4,9 +4,12 @@ A stage that has finished is skipped and one that was interrupted continues, so 
 `kind` in the file says which class below its keys belong to (`KINDS`); "rooms" is the default.
 """
 
+import json
+import os
 import types
 import typing
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
+from collections.abc import Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ import yaml
 from transformers import TrainingArguments
 
 from allocentric.encoders.spa3r import Spa3RConfig
+from allocentric.evaluate.answers import write_whole
 from allocentric.models.loading import make_config
 from allocentric.train.shards import RoomsSpec
 
@@ -650,3 +654,33 @@ def resume_point(out: Path) -> str | None:
     """The newest whole checkpoint in a stage's folder, or None; of one that was being written the state is still missing."""
     whole = [state.parent for state in out.glob("checkpoint-*/trainer_state.json")]
     return str(max(whole, key=lambda folder: int(folder.name.split("-")[1]))) if whole else None
+
+
+def keep_recipe(recipe: Any, out: Path, free: Sequence[str] = ()) -> None:
+    """Write the recipe to `out/recipe.json`; where training by another one has begun there, an error says what differs.
+
+    free   keys that may differ, for they change nothing that is learned; beside those of every recipe.
+    """
+    if int(os.environ.get("RANK", "0")) > 0:  # one process of many says it
+        return
+    said = _flat(json.loads(json.dumps(asdict(recipe))))
+    for name in ("optimisation.workers", "optimisation.log_every", "optimisation.save_every", *free):
+        said.pop(name, None)
+    file = out / "recipe.json"
+    if file.is_file() and (resume_point(out / "checkpoints") or (out / "model").exists()):
+        found = json.loads(file.read_text())
+        for name in sorted(said.keys() | found.keys()):
+            if said.get(name) != found.get(name):
+                met = f"found a run with {name} {found.get(name)}, expected {said.get(name)}"
+                raise ValueError(f"{file}: {met}: take another folder, or remove this")
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    write_whole(file, json.dumps(said, indent=1))
+
+
+def _flat(keys: dict, before: str = "") -> dict:
+    return {
+        name: value
+        for key, inner in keys.items()
+        for name, value in (_flat(inner, f"{before}{key}.") if isinstance(inner, dict) else {before + key: inner}).items()
+    }

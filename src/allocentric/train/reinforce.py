@@ -18,7 +18,7 @@ from allocentric.train.features import RoomFeatures
 from allocentric.train.finetune import load_to_train, prepare, tiny_start, train_and_save
 from allocentric.train.grpo import Completer, GRPOTrainer, backbone_of
 from allocentric.train.questions import AskedRooms, AskedScenes, Posed, question_line
-from allocentric.train.recipe import Annotations, NanoRooms, Reinforce, Start
+from allocentric.train.recipe import Annotations, NanoRooms, Reinforce, Start, keep_recipe
 from allocentric.train.rewards import rewards_of
 from allocentric.train.shards import RoomShards, random_generator
 
@@ -35,6 +35,7 @@ def smoke(recipe: Reinforce) -> Reinforce:
 def reinforce(recipe: Reinforce, out: Path, sampler: Completer | None = None, callbacks: Sequence[TrainerCallback] = ()) -> None:
     """Train and save model and processor in `out/model`; adapters also in `out/adapters`. Run again to resume."""
     out = Path(out)
+    keep_recipe(recipe, out)
     if (out / "model" / "config.json").exists():
         return
     recipe, arguments = prepare(recipe, out, tiny_questions)
