@@ -119,6 +119,15 @@ def broken(folder):
         (("sample", "mixed"), "mixed: images must have one size; 0.png is 64x48, 1.png is 48x64"),
         (("sample", "{video}", "--points", "measured"), "measured points need a posed RGB-D capture"),
         (("sample", "{video}", "--model", "empty"), "found no vggt_heads.safetensors, expected it there or --geometry"),
+        (("sample", "{video}", "--sampling", "uniform", "--mode", "fill"), "--mode: found --sampling uniform, which takes none"),
+        (("sample", "{video}", "--sampling", "uniform", "--bf16"), "--bf16: found --sampling uniform, which takes none, expected"),
+        (("sample", "{video}", "--sampling", "uniform", "--geometry", "x"), "--geometry: found --sampling uniform"),
+        (("ask", "{video}", "how many?", "--labels", "chair"), "--labels: found --via model, which takes none, expected"),
+        (("ask", "{video}", "how many?", "--threshold", "0"), "--threshold: found --via model"),
+        (("ask", "{video}", "how many?", "--via", "graph", "--scene", "x"), "room.mp4, of which a model's notes are the map"),
+        (("ask", "{video}", "how many?", "--via", "both", "--labels", "chair"), "--labels: found"),
+        (("map", "{video}", "--model", "nano", "--threshold", "0"), "--threshold: found --model, which takes none, expected no"),
+        (("map", "empty", "--threshold", "0.3"), "--threshold: found no --detector, expected one"),
         (("info", "nowhere"), "nowhere: found no such file or folder"),
         (("info", "empty"), "empty: nothing to read"),
         (("rooms", "made", "--width", "33"), "width must be even"),
@@ -129,6 +138,7 @@ def broken(folder):
         (("train", "odd.yaml", "--out", "made"), "odd.yaml: expected YAML"),
         (("train", "{nano_recipe}", "--out", "made", "--stages", "room"), "stages: found ['room'], expected some of ['rooms'"),
         (("eval", "rooms", "--model", "nowhere", "--out", "made"), "nowhere: found no such file or folder"),
+        (("eval", "rooms", "--baseline", "chance", "--model", "nano"), "--model: found --baseline chance, which asks none"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(allo, tmp_path, video, words, complaint, request):

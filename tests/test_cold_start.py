@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 import threading
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -119,6 +120,11 @@ def test_questions_of_scenes_and_of_files_are_the_same_ones(places, questions):
         ('{"video": "a", "task": "object_counting", "question": "?"}', r"expected text under \['answer'\]"),
         ('{"video": "a", "task": "poetry", "question": "?", "answer": "1"}', "question type: found 'poetry'"),
         ('{"video": [], "task": "object_counting", "question": "?", "answer": "1"}', "expected text under video"),
+        ('{"video": 5, "task": "object_counting", "question": "?", "answer": "1"}', "video: found 5, expected a list of texts"),
+        ('{"video": "a", "task": "object_counting", "question": "?", "answer": "1", "options": 5}', "options: found 5, expected"),
+        ('{"video": "a", "task": "t", "question": "?", "answer": "A", "options": "A. bed"}', "options: found 'A. bed', expected"),
+        ('{"video": "a", "task": "t", "question": "?", "answer": "A", "references": [5]}', r"references: found \[5\], expected"),
+        ('{"scene": 5, "task": "object_counting", "text": "?", "answer": "1"}', r"expected text under \['scene'\]"),
     ],
 )
 def test_a_faulty_question_is_named_by_its_line(tmp_path, line, complaint):
@@ -126,6 +132,14 @@ def test_a_faulty_question_is_named_by_its_line(tmp_path, line, complaint):
     file.write_text('{"video": "a", "task": "object_counting", "question": "?", "answer": "1"}\n\n' + line + "\n")
     with pytest.raises(ValueError, match=rf"q\.jsonl:3: {complaint}"):
         read_questions(file)
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\u0085"])
+def test_what_ends_lines_elsewhere_is_text_in_json(tmp_path, mark):
+    file, asked = tmp_path / "q.jsonl", f"How many{mark}chairs?"
+    line = {"video": "a", "task": "object_counting", "question": asked, "answer": "1"}
+    file.write_text(json.dumps(line, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert [posed.question.text for posed in read_questions(file)] == [asked]
 
 
 def test_questions_that_allo_data_makes_are_read(tmp_path):
@@ -277,6 +291,41 @@ def test_a_collection_becomes_conversations_and_resumes(places, questions, tmp_p
     text = tiny_processor().tokenizer.decode(packs[0]["input_ids"][packs[0]["labels"] >= 0])
     answer = posed[0].question.answer
     assert text == f"<think>number 0</think><answer>{answer}</answer><|im_end|>"
+
+
+def test_traces_of_another_teacher_are_not_taken_for_new_ones(questions, tmp_path):
+    posed, out = read_questions(questions), tmp_path / "cold.jsonl"
+
+    def teacher(one, number):
+        return [f"<think>so</think><answer>{one.question.answer}</answer>"]
+
+    settings = {"k": 1, "temperature": 1.0, "endpoint": "http://a/v1", "served": "big"}
+    list(cold_start(posed, teacher, out))  # before there was a record
+    for made in (settings, settings):
+        assert list(cold_start(posed, teacher, out, settings=made)) == [(12, 12)]
+    assert json.loads((tmp_path / "cold.jsonl.traces.json").read_text()) == settings
+    for other, complaint in (
+        (settings | {"k": 3, "served": "small"}, "found traces of k 1, served big, expected k 3, served small; take another --out"),
+        ({"k": 1, "temperature": 1.0, "model": "nano"}, "of model none, endpoint http://a/v1, served big, expected model nano, "),
+    ):
+        with pytest.raises(ValueError, match=re.escape(complaint)):
+            list(cold_start(posed, teacher, out, settings=other))
+    (tmp_path / "cold.jsonl.traces").unlink()  # a record alone binds nobody
+    assert list(cold_start(posed, teacher, out, settings={"k": 3}))[-1] == (12, 12)
+
+
+def test_the_command_refuses_traces_of_other_settings(questions, places, tmp_path, capsys):
+    from allocentric.cli import main
+
+    out = tmp_path / "cold.jsonl"
+    command = ["data", "cold-start", str(places), "--out", str(out), "--count", "3", "--program"]
+    main([*command, "geometry"])
+    assert "program" in json.loads((tmp_path / "cold.jsonl.traces.json").read_text())
+    main([*command, "geometry"])
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "notes", "--form", "notes"])
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and "found traces of program geometry, form answer_tags, expected program notes, form notes" in err
 
 
 def test_several_questions_at_a_time(questions, tmp_path):

@@ -215,6 +215,42 @@ def test_a_label_that_tells_the_answer_shows():
     assert found.label > 90 > 60 > found.constant and found.option is None and found.n == 200 and found.scenes == 30
 
 
+@pytest.mark.parametrize("last", [0, 1])
+def test_some_questions_of_a_type_may_name_nothing(last):
+    made = questions("letter")
+    made[-last] = replace(made[-last], objects=(), options=())  # the last of them, or the first
+    [found] = report(made).types
+    assert found.label == found.constant == 100 and 10 < found.option < 45
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"options": 5}, "options: found 5, expected a list"),
+        ({"options": "A. bed"}, "options: found 'A. bed', expected a list"),
+        ({"options": [5]}, r"options: found \[5\], expected a list of texts"),
+        ({"scene": 5}, "scene: found 5, expected text"),
+        ({"scene": ["a"]}, r"scene: found \['a'\], expected text"),
+        ({"colour": "red"}, r"question: found fields \['colour'\], expected only"),
+        ({"boxes": [{"size": [1, 1, 1]}]}, "expected questions, one JSON object a line"),
+        ({"task": "object_cuonting"}, r"question type: found 'object_cuonting', expected one of .*, or 'Number', as scanqa would"),
+        ({"task": "object_cuonting", "context": "I sit."}, "question type: found .*, or 'how', as sqa3d would"),
+    ],
+)
+def test_a_file_to_report_on_is_wrong_in_a_line(tmp_path, changes, complaint):
+    good = {"task": "object_counting", "scene": "room", "text": "How many chairs are there?", "answer": "2"}
+    (tmp_path / "q.jsonl").write_text(f"{json.dumps(good)}\n\n{json.dumps(good | changes)}\n")
+    with pytest.raises(ValueError, match=rf"q\.jsonl:3: {complaint}"):
+        read_questions(tmp_path / "q.jsonl")
+
+
+@pytest.mark.parametrize("line", ["{nonsense", "5", '"task"', "[]", "null", "{}"])
+def test_a_line_to_report_on_is_an_object(tmp_path, line):
+    (tmp_path / "q.jsonl").write_text(f"{line}\n")
+    with pytest.raises(ValueError, match=r"q\.jsonl:1: expected questions, one JSON object a line"):
+        read_questions(tmp_path / "q.jsonl")
+
+
 def test_the_best_constant_is_the_one_that_scores_best():
     made = [Question("object_counting", "s", "?", (), n) for n in ("2", "2", "4", "5", "6")]
     task = TRAINING_TASKS["object_counting"]

@@ -115,7 +115,7 @@ def test_a_model_that_points_is_scored_on_scanrefer(allo, data, weights, tmp_pat
         assert row.score == BENCHMARKS["scanrefer"]().score(row.question, row.prediction)
     scores = json.loads(out)["scores"]
     assert scores["Acc@0.25"]["score"] == pytest.approx(100 * np.mean([row.score for row in rows]))
-    assert {"unique/Acc@0.25", "multiple/Acc@0.5", "overall (= macro)"} <= set(scores) and "chance" not in scores["micro"]
+    assert {"unique/Acc@0.25", "multiple/Acc@0.5", "overall (= micro)"} <= set(scores) and "chance" not in scores["micro"]
     [folder] = (tmp_path / "runs").iterdir()
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
     monkeypatch.setattr(GroundingScene, "encode", None)  # nothing is left to ask
@@ -163,7 +163,7 @@ def test_referit3d_chooses_numbers_or_boxes(allo, data, weights, tmp_path):  # n
     assert code == 0, err
     _, [row] = only_run(tmp_path / "runs")
     assert row.question.scene == SCENES[1] and row.prediction in ("0", "1", "2") and row.score == float(row.prediction == "1")
-    assert json.loads(out)["scores"]["overall (= macro)"]["score"] == 100 * row.score
+    assert json.loads(out)["scores"]["overall (= micro)"]["score"] == 100 * row.score
     (tmp_path / "chairs.json").write_text(json.dumps({scene: [[1.25, 1.5, 0.45, 0.5, 1.0, 0.9]] for scene in SCENES}))
     command = words("nr3d", data, "--model", weights, "--proposals", "chairs.json")
     out, err, code = allo(*command, "--profile", "detected")
@@ -216,6 +216,9 @@ def test_what_is_missing_is_told_before_anything_is_written(allo, data, weights,
         (("--scenes", data / "scans", "--model", weights, "--videos", tmp_path), "found nothing there"),
         (("--scenes", data / "scans", "--model", nano, "--proposals", floors(tmp_path)), "answers in words"),
         (("--scenes", data / "scans", "--subset", "tiny"), "--subset: scanrefer has none"),
+        (("--scenes", data / "scans", "--model", weights, "--processor", nano), "--processor: found a model that points"),
+        (("--scenes", data / "scans", "--model", weights, "--max-new-tokens", 9), "--max-new-tokens: found a model that points"),
+        (("--scenes", data / "scans", "--geometry", nano, "--baseline", "chance"), "--geometry: found --baseline chance"),
     ):
         _, err, code = allo(*command, *more)
         assert code == 2 and complaint in err, err

@@ -5,9 +5,11 @@ import json
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 import allocentric.model
 from allocentric import cli
+from allocentric.encoders.vggt import VGGT, VGGTConfig
 from allocentric.evaluate.benchmark import read_run
 from allocentric.evaluate.responders import Seeing, as_video
 from allocentric.evaluate.rooms import room_questions, room_views
@@ -82,6 +84,31 @@ def test_every_question_is_asked_of_its_own_video_encoded_once(allo, benchmark, 
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
 
 
+def test_what_chooses_frames_and_reads_words_names_the_run(allo, benchmark, nano, tmp_path):
+    words = ("eval", "vsibench", "--data", benchmark, "--videos", benchmark, "--frames", 2, "--max-new-tokens", 2, "--limit", 1)
+    names, found = [], []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        vggt = VGGT(VGGTConfig.tiny())
+        vggt.config.save_pretrained(tmp_path / f"vggt-{seed}")
+        save_file(vggt.state_dict(), tmp_path / f"vggt-{seed}" / "model.safetensors")
+    for more in (
+        ("--sampling", "space_aware"),
+        ("--sampling", "space_aware", "--geometry", "vggt-0"),
+        ("--sampling", "space_aware", "--geometry", "vggt-1"),
+        (),
+        ("--geometry", "vggt-0"),  # looks at nothing where frames are evenly spread
+        ("--processor", nano),
+    ):
+        out, err, code = allo(*words, *more, "--json", "--out", tmp_path / "runs")
+        assert code == 0, err
+        found.append(json.loads(out))
+        names.append(len(list((tmp_path / "runs").iterdir())))
+    assert names == [1, 2, 3, 4, 4, 5]
+    assert "geometry" not in found[0] and found[1]["geometry"].startswith("vggt-0 (weights ") and "geometry" not in found[4]
+    assert "processor" not in found[3] and found[5]["processor"] == str(nano)
+
+
 def test_the_blind_model_is_asked_without_videos(allo, benchmark, tmp_path):
     words = ("eval", "vsibench", "--data", benchmark, "--max-new-tokens", 3, "--out", "runs")
     assert allo(*words)[2] == 2  # a model that sees needs --videos
@@ -108,6 +135,18 @@ def test_runs_are_compared_scored_again_and_handed_on(allo, benchmark, tmp_path)
     out, err, code = allo("eval", "import", "log.jsonl", "vsibench", "--data", benchmark, "--out", "imported", "--json")
     assert code == 0, err
     assert json.loads(out)["scores"] == json.loads((b / "report.json").read_text())["scores"]
+    # another log of that name, or another part of the benchmark, is another run
+    lines = (tmp_path / "log.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "log.jsonl").write_text("".join([*lines[1:], lines[0]]))
+    found = json.loads(allo("eval", "import", "log.jsonl", "vsibench", "--data", benchmark, "--out", "imported", "--json")[0])
+    assert (found["only"], found["scenes"]) == ("*", 2) and not any("Only a part" in note for note in found["notes"])
+    (tmp_path / "log.jsonl").write_text(lines[0])
+    command = ("eval", "import", "log.jsonl", "vsibench", "--data", benchmark, "--out", "imported", "--json")
+    found = json.loads(allo(*command, "--limit", 1)[0])
+    assert found["limit"] == 1 and any("Only a part" in note for note in found["notes"])
+    folders = sorted((tmp_path / "imported").iterdir())
+    assert sorted(len(read_run(folder)[1]) for folder in folders) == [1, 6, 6]
+    assert all(folder.name.startswith("vsibench-log-") for folder in folders)
     for words, complaint in (
         (("compare", a), "found 1 files, expected two runs"),
         (("compare", a, b, "difference.pdf"), "ends in .md or .html"),

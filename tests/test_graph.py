@@ -101,6 +101,14 @@ def test_json_with_a_negative_side_is_refused(scene):
         SceneGraph.from_json(json.dumps(data))
 
 
+@pytest.mark.parametrize("corners", [[], [[0, 0]], [[0, 0], [1, 0]], [[0, 0], [1, 0], [1, float("inf")]]])
+def test_json_with_a_floor_that_is_no_polygon_is_refused(scene, corners):
+    data = json.loads(SceneGraph.from_scene(scene).to_json())
+    data["floor"].append(corners)
+    with pytest.raises(ValueError, match=r"scene graph: .*expected a floor of at least 3 corners with finite numbers, found \["):
+        SceneGraph.from_json(json.dumps(data))
+
+
 def test_an_object_is_a_box_or_a_point():
     with pytest.raises(ValueError, match="neither"):
         GraphObject("bed")

@@ -12,7 +12,6 @@ from allocentric.graph.free_space import FreeSpace
 from allocentric.graph.grammar import write_map
 from allocentric.graph.metrics import (
     align,
-    cell_error,
     direction_agreement,
     grounding_quality,
     map_quality,
@@ -30,7 +29,7 @@ from allocentric.rooms.generate import MIN_VISIBLE, staged
 from allocentric.rooms.raycast import quick_visibility
 from allocentric.tasks import make_questions
 from allocentric.tasks.base import Question
-from allocentric.tasks.vsibench import PROMPT_STYLES, aggregate, vsi_prompt, vsi_score
+from allocentric.tasks.vsibench import PROFILES, aggregate, vsi_prompt, vsi_score
 
 HARD = (
     "If I am standing by the {} and facing the {}, is the {} to my front-left, front-right, back-left, or back-right?\n"
@@ -97,7 +96,7 @@ def test_options_may_stand_in_the_text(graph):
     assert ask_graph(graph, prompt).text == "B"
 
 
-@pytest.mark.parametrize("style", PROMPT_STYLES)
+@pytest.mark.parametrize("style", PROFILES)
 def test_questions_are_read_in_every_style_of_prompt(graph, style):
     options = ("A. left", "B. right")
     turn = "If I am standing by the bed and facing the trash bin, is the coffee table to the left or the right of the trash bin?"
@@ -581,11 +580,7 @@ def test_alignment_undoes_similarities_but_not_mirrors():
     assert position_rmse(points * [-1, 1], points) > 0.1
 
 
-def test_cell_errors_and_directions():
-    one = Triplet((("a", 1), ("b", 1), ("c", 1)), ((0, 0), (9, 0), (0, 9)), 2.0)
-    other = Triplet((("b", 1), ("a", 1), ("c", 1)), ((9, 1), (0, 0), (0, 7)), 2.0)
-    assert cell_error(other, one) == pytest.approx(1.0)
-    assert math.isnan(cell_error(one, Triplet((("a", 1), ("b", 1), ("d", 1)), one.cells)))
+def test_directions_agree_in_quadrants():
     triangle = np.array([[[0.0, 0], [1, 0], [1, 1]]])
     assert direction_agreement(triangle, 5 * triangle) == 1 and direction_agreement(triangle, triangle * [1, -1]) == 0
 

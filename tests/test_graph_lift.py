@@ -394,6 +394,27 @@ def test_ask_via_graph_takes_the_scene_it_is_told(tmp_path, capsys):
     assert stop.value.code == 2 and "expected --via graph or both" in capsys.readouterr().err
 
 
+def test_options_that_nothing_looks_at_are_refused(folder, room, tmp_path, capsys):
+    saved, capture = tmp_path / "graph.json", tmp_path / "capture"
+    saved.write_text(open_graph(folder).graph.to_json())
+    write_rgbd(room[0].select([0, 5, 10]), capture)
+    question = "How big is this room?"
+    for words, complaint in (
+        (("map", saved, "--scene", "x"), f"--scene: found {saved}, a map of one scene, expected an annotation file of many"),
+        (("map", saved, "--frames", 2), f"--frames: found {saved}, of which no frames are looked at, expected --detector or"),
+        (("map", saved, "--threshold", 0), "--threshold: found no --detector, expected one"),
+        (("map", capture, "--scene", "x"), f"--scene: found {capture}, of which the frames are looked at, expected"),
+        (("ask", saved, question, "--via", "graph", "--model", "x"), f"--model: found --via graph of {saved}, which asks no model"),
+        (("ask", folder, question, "--via", "graph", "--latents", "x"), "--latents: found --via graph of"),
+        (("ask", capture, question, "--via", "graph", "--sampling", "uniform"), "--sampling: found --via graph of"),
+        (("ask", folder, question, "--via", "graph", "--frames", 2), f"--frames: found {folder}, of which no frames"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main([str(word) for word in words])
+        err = capsys.readouterr().err
+        assert stop.value.code == 2 and err.startswith("allo: " + complaint) and err.count("\n") == 1, err
+
+
 def test_map_command(folder, tmp_path, capsys):
     main(["map", str(folder), "--json"])
     graph = SceneGraph.from_json(capsys.readouterr().out)

@@ -375,7 +375,7 @@ def test_a_map_in_json_is_taken_like_one_in_lines(true_map):
     assert spoiled.triplets == true_map and spoiled.refused[0][0] == "'bed here'" and "expected three" in spoiled.refused[0][1]
 
 
-def test_a_language_model_writes_maps_that_parse():
+def test_a_language_model_writes_maps_that_parse(monkeypatch):
     tokenizer = byte_level()
     torch.manual_seed(0)
     config = Qwen2Config(
@@ -386,6 +386,13 @@ def test_a_language_model_writes_maps_that_parse():
     write = model_writer(model, tokenizer, "Map: ", labels=["bed", "desk", "lamp"], max_new_tokens=64)
     line = write("<map>\n", 0.0)
     assert line == write("<map>\n", 0.0) and (line == "</map>" or (line.endswith("\n") and parse_map(line).n_lines == 1))
+    state, devices = torch.get_rng_state(), {}  # random numbers of others go on as if nothing had been drawn, on every GPU
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "device_count", lambda: 2)
+        patch.setattr(torch.cuda, "get_rng_state", lambda device: f"state of {device}")
+        patch.setattr(torch.cuda, "set_rng_state", lambda kept, device: devices.update({device: kept}))
+        write("<map>\n", 0.9)
+    assert torch.equal(torch.get_rng_state(), state) and devices == {0: "state of 0", 1: "state of 1"}
     grown = write_map_with(model, tokenizer, "Map: ", labels=["bed", "desk", "lamp", "sofa"], max_new_tokens=80)
     assert grown.finished and len(grown.triplets) + len(grown.refused) >= 0
     ids = tokenizer("Map: ", return_tensors="pt")["input_ids"].repeat(2, 1)

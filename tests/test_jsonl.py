@@ -214,6 +214,14 @@ def test_a_share_of_a_file_is_drawn_once_and_for_all(tmp_path):
         (json.dumps(item("image", ["0.png", "1.png"], "<image>?", "1")), "expected 2 tags <image>"),
         (json.dumps(item("video", "a.mp4", "<video>look <video>", "1")), "no others"),
         (json.dumps({"video": "a", "conversations": [{"from": "gpt", "value": "1"}]}), "of 'gpt', expected text of the user"),
+        (json.dumps({"video": "a", "conversations": [{"from": ["gpt"], "value": "1"}]}), "of ['gpt'], expected text of the user"),
+        (json.dumps({"video": "a", "conversations": ["hi"]}), "conversations: found ['hi'], expected a list of messages"),
+        (json.dumps({"video": "a", "conversations": 5}), "conversations: found 5, expected a list of messages"),
+        (json.dumps({"video": "a", "conversations": None}), "conversations: found None, expected a list of messages"),
+        (json.dumps(item("video", 5, "<video>?", "1")), "video: found 5, expected a path or a list of paths"),
+        (json.dumps(item("video", None, "<video>?", "1")), "video: found None, expected a path"),
+        (json.dumps(item("image", [5], "<image>?", "1")), "image: found [5], expected a path"),
+        (json.dumps(item("image", [], "?", "1")), "image: found [], expected a path"),
     ],
 )
 def test_a_fault_is_named_by_its_line(tmp_path, bad, complaint):
@@ -222,6 +230,12 @@ def test_a_fault_is_named_by_its_line(tmp_path, bad, complaint):
     with pytest.raises(ValueError, match=r"mix\.jsonl:3: ") as caught:
         read_conversations(str(file))
     assert complaint in str(caught.value)
+
+
+def test_a_json_file_is_a_list(tmp_path):
+    (tmp_path / "mix.json").write_text("5")
+    with pytest.raises(ValueError, match=r"mix\.json: found int, expected a JSON list of conversations"):
+        read_conversations(str(tmp_path / "mix.json"))
 
 
 def test_a_video_that_cannot_be_read_stops_with_its_line(root, tmp_path):

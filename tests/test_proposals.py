@@ -116,6 +116,10 @@ def test_files_of_boxes_are_read(tmp_path):
         ("[[1, 2, 3]]", "box 0: found .* expected 6 or 7"),
         ("[[0, 0, 0, 1, 1, -1]]", "positive sides"),
         ('[{"center": [0, 0, 0]}]', "box 0: found"),
+        ('[{"center": [0, 0, 0], "size": [1, 1, 1], "label": 5}]', "box 0: found label 5 and score None, expected text and"),
+        ('[{"center": [0, 0, 0], "size": [1, 1, 1], "score": "high"}]', "score 'high', expected text and a finite number"),
+        ('[{"center": [0, 0, 0], "size": [1, 1, 1], "score": NaN}]', "score nan, expected text and a finite number"),
+        ('[{"center": [0, 0, 0], "size": [1, 1, 1], "score": [1, 2]}]', r"score \[1, 2\], expected text and a finite number"),
     ],
 )
 def test_broken_files_are_refused_in_one_line(tmp_path, content, said):

@@ -179,6 +179,17 @@ def test_scene_folder(tmp_path):
         open_views(tmp_path)
 
 
+def test_an_option_is_one_of_what_reads_the_pictures(tmp_path):
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (32, 24)).save(tmp_path / "images" / "0.png")
+    save_scene(a_scene(), tmp_path / "scene.json")
+    with pytest.raises(ValueError, match="found the option up, which open_images does not take"):
+        open_views(tmp_path, up="z")
+    (tmp_path / "video.mp4").touch()
+    with pytest.raises(ValueError, match="found the option up, which open_video does not take"):
+        open_views(tmp_path, up="z")
+
+
 def test_scene_round_trip_is_exact(tmp_path):
     scene = a_scene()
     save_scene(scene, tmp_path / "scene.json")

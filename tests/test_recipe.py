@@ -11,7 +11,9 @@ import yaml
 from safetensors.torch import load_file
 
 import allocentric
+from allocentric.files import whole_folder
 from allocentric.models import spa3_vlm
+from allocentric.models.loading import make_config
 from allocentric.models.spatial_mllm import SpatialMLLMConfig, SpatialMLLMForConditionalGeneration, load_spatial_mllm
 from allocentric.train import finetune, run
 from allocentric.train.geometry import GeometryLoss
@@ -24,6 +26,7 @@ from allocentric.train.recipe import (
     Reinforce,
     Spa3VLMTraining,
     SSRTraining,
+    keep_recipe,
     read_recipe,
     resume_point,
 )
@@ -69,6 +72,20 @@ def test_every_recipe_of_the_repository_can_be_read(recipes):
         ("semantics.optimisation.epochs", 2, r"semantics: optimisation: .*found steps \d+ and epochs 2.0, expected one of the two"),
         ("sft", 3, r"a\.yaml: sft: found 3, expected keys \['questions'"),
         ("kind", "dance", r"a\.yaml: kind: found 'dance', expected one of \['rooms', 'finetune', 'grpo', .*'ssr'\]"),
+        ("kind", ["rooms"], r"a\.yaml: kind: found \['rooms'\], expected one of"),
+        ("sft.learning_rates", {1: 0.1}, r"a\.yaml: sft: learning_rates: found 1, expected str"),
+        ("sft.tasks", {"object_cuonting": 1}, r"a\.yaml: sft: tasks: found unknown \['object_cuonting'\], expected some of \['inv"),
+        ("reckoning.tasks", {"map_line": 1}, r"a\.yaml: reckoning: tasks: found unknown \['map_line'\]"),  # SSR's
+        ("semantics.optimisation.batch_size", 0, r"a\.yaml: semantics: optimisation: batch_size: found 0, expected at least 1"),
+        ("semantics.optimisation.steps", 0, r"optimisation: steps: found 0, expected at least 1"),
+        ("semantics.optimisation.workers", -1, r"optimisation: workers: found -1, expected at least 0"),
+        ("semantics.optimisation", {"batch_size": 1, "learning_rate": 1, "epochs": 0}, r"epochs: found 0\.0, expected more than 0"),
+        ("model.colour", "red", r"a\.yaml: model: found unknown \['colour'\], expected keys among \['connector_config'"),
+        ("model.text_config.layers", 3, r"a\.yaml: model: text_config: found unknown \['layers'\], expected keys among"),
+        ("model.spatial_config.depht", 3, r"a\.yaml: model: spatial_config: found unknown \['depht'\], expected keys"),
+        ("model.spatial_config.depth", "3", r"a\.yaml: model: .*'depth' expected int, got str"),
+        ("model.spatial_config", 3, r"a\.yaml: model: spatial_config: found 3, expected keys among"),
+        ("model.vision_config", None, r"a\.yaml: model: found no \['vision_config'\], expected every one of them"),
     ],
 )
 def test_a_wrong_key_or_value_is_named(recipes, tmp_path, where, value, complaint):
@@ -80,6 +97,52 @@ def test_a_wrong_key_or_value_is_named(recipes, tmp_path, where, value, complain
     inner[last] = value
     with pytest.raises(ValueError, match=complaint):
         read_recipe(write(tmp_path / "a.yaml", keys))
+
+
+@pytest.mark.parametrize(
+    ("name", "section", "changes", "complaint"),
+    [
+        ("grpo_nano", "rooms", {"tasks": {"object_cuonting": 1}}, r"rooms: tasks: found unknown \['object_cuonting'\]"),
+        ("s2_nano", "data", {"tasks": {"object_cuonting": 1}}, r"data: tasks: found unknown \['object_cuonting'\]"),
+        ("ssr_nano", "reasoning", {"tasks": {"map_lime": 1}}, r"reasoning: tasks: found unknown .*expected .*'map_line'"),
+        ("s2_nano", "learning_rates", {"guidance(": 1}, r"learning_rates: found 'guidance\(', expected a regular expression \("),
+        ("s2_mllm", "lora", {"targets": "q_proj["}, r"lora: targets: found 'q_proj\[', expected a regular expression"),
+        ("s2_nano", "structure", {"object_shar": 0.1}, r"structure: found unknown \['object_shar'\], expected keys"),
+        ("s2_nano", "guidance", {"kind": "vggt", "settings": {}}, r"guidance: settings: found no \['weights'\]"),
+        ("s2_nano", "guidance", {"kind": "decoder", "settings": {"factory": "a:b"}}, r"settings: found no \['checkpoint'\]"),
+        ("s2_nano", "guidance", {"settings": {"widht": 96}}, r"guidance: settings: found unknown \['widht'\], expected keys among"),
+        ("s2_nano", "guidance", {"settings": {"dim": 96}}, r"guidance: settings: found unknown \['dim'\]"),  # the model's own
+        ("spa3r_nano", "model", {"embed_dmi": 8}, r"model: found unknown \['embed_dmi'\]"),
+    ],
+)
+def test_what_other_recipes_say_is_checked_when_they_are_read(recipes, tmp_path, name, section, changes, complaint):
+    keys = yaml.safe_load((recipes / f"{name}.yaml").read_text())
+    keys[section] |= changes
+    with pytest.raises(ValueError, match=complaint):
+        read_recipe(write(tmp_path / "a.yaml", keys))
+
+
+def test_unknown_keys_of_several_types_are_named(recipes, tmp_path):
+    keys = yaml.safe_load((recipes / "nano.yaml").read_text()) | {3: 1, "colour": "red", True: 1}
+    with pytest.raises(ValueError, match=r"a\.yaml: found unknown \[3, True, 'colour'\], expected keys among"):
+        read_recipe(write(tmp_path / "a.yaml", keys))
+
+
+def test_reading_a_model_leaves_it_as_it_is_written(recipes, tmp_path):
+    keys = yaml.safe_load((recipes / "nano.yaml").read_text())
+    del keys["model"]["text_config"]["rope_parameters"]["rope_theta"]  # transformers would fill it in
+    assert read_recipe(write(tmp_path / "a.yaml", keys)).model == keys["model"]
+
+
+def test_a_decoders_further_settings_are_the_users(recipes, tmp_path):
+    keys = yaml.safe_load((recipes / "s2_nano.yaml").read_text())
+    keys["guidance"] = {"kind": "decoder", "settings": {"factory": "mine:decoder", "checkpoint": "weights", "blocks": 3}}
+    assert read_recipe(write(tmp_path / "a.yaml", keys)).guidance.settings["blocks"] == 3
+
+
+def test_a_checkpoints_config_may_hold_further_keys():
+    config = make_config(SpatialMLLMConfig, "config.json", SpatialMLLMConfig.tiny().to_dict() | {"further": 1})
+    assert config.further == 1
 
 
 @pytest.mark.parametrize("missing", ["rooms", "sft.questions", "geometry.optimisation.batch_size"])
@@ -350,3 +413,28 @@ def test_weights_that_are_not_there_are_named(recipes, tmp_path):
     with pytest.raises(ValueError, match=r"Qwen2\.5-VL-3B-Instruct: found no such folder, expected weights to start from"):
         finetune.finetune(recipe, tmp_path / "out")
     assert not (tmp_path / "out" / "model").exists()
+
+
+def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
+    """What says that a stage is done is written by transformers before the weights: the folder has its name only with both."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("old")
+    with pytest.raises(RuntimeError, match="killed"), whole_folder(tmp_path / "model") as unfinished:
+        (unfinished / "config.json").write_text("new")
+        raise RuntimeError("killed")
+    assert (tmp_path / "model" / "config.json").read_text() == "old"
+    with whole_folder(tmp_path / "model") as unfinished:
+        assert not any(unfinished.iterdir())
+        (unfinished / "weights").write_text("new")
+    assert [file.name for file in (tmp_path / "model").iterdir()] == ["weights"] and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_stage_goes_on_by_its_own_recipe_alone(recipes, tmp_path):
+    recipe = run.smoke(read_recipe(recipes / "nano.yaml"))
+    (tmp_path / "matching").mkdir()
+    keep_recipe(recipe.matching, tmp_path / "matching")
+    (tmp_path / "matching" / "vggt.safetensors").touch()
+    run.run(recipe, tmp_path, lambda name, steps: None, ["matching"])  # done
+    other = replace(recipe, matching=replace(recipe.matching, frames=(2, 3)))
+    with pytest.raises(ValueError, match=r"matching/recipe.json: found a run with frames \[2, 12\], expected \[2, 3\]"):
+        run.run(other, tmp_path, lambda name, steps: None, ["matching"])

@@ -286,7 +286,11 @@ def test_a_stopped_training_goes_on_from_its_checkpoint(recipe, shards, tmp_path
     train_grounding(plan, tmp_path, Rooms(shards, data))
     first = load_file(tmp_path / "model/model.safetensors")
     shutil.rmtree(tmp_path / "model")  # a run that has one is done
-    train_grounding(replace(plan, optimisation=replace(plan.optimisation, steps=2)), tmp_path, Rooms(shards, data))
+    longer = replace(plan, optimisation=replace(plan.optimisation, steps=2))
+    with pytest.raises(ValueError, match=r"recipe\.json: found a run with optimisation.steps 1, expected 2"):
+        train_grounding(longer, tmp_path, Rooms(shards, data))
+    (tmp_path / "recipe.json").unlink()
+    train_grounding(longer, tmp_path, Rooms(shards, data))
     assert len(begun) == 2 and any(not torch.equal(begun[0][name], value) for name, value in first.items())
     assert all(torch.equal(begun[1][name], value) for name, value in first.items())
     assert torch.equal(begun[1]["lm_head.weight"], first["model.language_model.embed_tokens.weight"]), "written once, tied again"

@@ -26,7 +26,7 @@ from allocentric.sampling import (
 )
 from allocentric.scenes import AnnotatedScene, SceneObject
 from allocentric.view.contact_sheet import contact_sheet
-from allocentric.view.topdown import FLOOR, footprint, label_color, topdown
+from allocentric.view.topdown import FLOOR, label_color, topdown
 from allocentric.views import Views
 from test_readers import number, write_rgbd, write_video
 
@@ -428,7 +428,5 @@ def test_topdown_draws_things_where_they_are():
     assert np.abs(pixel(7.5, 1.2) - FLOOR).max() < 12
     tint = (np.array(FLOOR) * 145 + np.array(label_color("bed")) * 110) / 255
     assert np.abs(pixel(6.8, 3.9) - tint).max() < 12
-    turned = footprint(Box3D(center=(1.0, 1.0, 0.0), size=(2.0, 1.0, 1.0), yaw=np.pi / 2))
-    assert np.allclose(turned.min(0), [0.5, 0.0]) and np.allclose(turned.max(0), [1.5, 2.0])
     with pytest.raises(ValueError, match="nothing to draw"):
         topdown(AnnotatedScene("void", ()))

@@ -4,11 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 
-from allocentric.models.scene import Scene, SceneCache, SharedPrefixLayer, scene_key, watch
+from allocentric.model import Model
+from allocentric.models.scene import Scene, SceneCache, SharedPrefixLayer, scene_key
 from allocentric.views import Views
+from test_graph_lift import write_rgbd
 from test_spatial_mllm import frames, tiny_model, tiny_processor
 
 QUESTIONS = ["how many chairs are in this room?", "left?", "what is the size of the room in square metres?", "why?"]
@@ -187,29 +188,16 @@ def test_key_is_that_of_content_frame_numbers_preprocessing_and_weights(model, p
     assert len({key, *others}) == 6
 
 
-def test_watch_chooses_frames(model, processor, tmp_path):
-    def keys(indices):
-        return Scene.encode(model, processor, views(count=8).select(indices)).key
-
-    assert watch(model, processor, views(count=8), frames=3).key == keys([0, 3, 7])
-    with pytest.raises(ValueError, match=r"found no depth and poses.*expected vggt="):
-        watch(model, processor, views(), frames=2, sampling="space_aware")
-    with pytest.raises(ValueError, match="sampling: found 'random'"):
-        watch(model, processor, views(), frames=2, sampling="random")
+def test_watching_a_capture_chooses_frames_that_show_most_of_it(model, processor, tmp_path):
     # cameras 0 and 1 look at one wall, 2 and 3 at the opposite one: two frames that see most are one of each
     poses = torch.eye(4).repeat(4, 1, 1)
     poses[2:, 0, 0] = poses[2:, 2, 2] = -1
     intrinsics = torch.tensor([[60.0, 0, 42], [0, 60, 28], [0, 0, 1]]).repeat(4, 1, 1)
-    posed = replace(views(), depth=torch.full((4, 56, 84), 2.0), camera_to_world=poses, intrinsics=intrinsics)
-    chosen = watch(model, processor, posed, frames=2, sampling="space_aware").frames
-    assert chosen[0] in (0, 10) and chosen[1] in (20, 30)
-    # four that see the same: the third is the one farthest in time from the first and the last
-    still = replace(posed, camera_to_world=torch.eye(4).repeat(4, 1, 1), times=torch.tensor([0.0, 1, 2, 50]))
-    assert watch(model, processor, still, frames=3, sampling="space_aware").frames == (0, 20, 30)
-    # from files
-    for i, frame in enumerate(views(count=8).frames):
-        Image.fromarray(frame.permute(1, 2, 0).numpy()).save(tmp_path / f"{i}.png")
-    assert watch(model, processor, tmp_path, frames=3).frames == (0, 3, 7)
+    write_rgbd(replace(views(), depth=torch.full((4, 56, 84), 2.0), camera_to_world=poses, intrinsics=intrinsics), tmp_path / "c")
+    watcher = Model(model, processor)
+    first, second = watcher.watch(tmp_path / "c", frames=2, sampling="space_aware").frames
+    assert first in (0, 1) and second in (2, 3)
+    assert watcher.watch(tmp_path / "c", frames=2).frames == (0, 3)
 
 
 def test_cache_keeps_the_scenes_used_last_within_its_bound(model, processor):

@@ -19,7 +19,7 @@ Sampling = Literal["uniform", "space_aware"]
 JSON = Annotated[bool, arg(help="print JSON, one object, and nothing else")]
 Detector = Annotated[str | None, arg(help="a transformers object detector, folder or hub id, that finds a capture's objects")]
 Labels = Annotated[tuple[str, ...], arg(help="what a zero-shot detector looks for; which labels of a closed-set one to keep")]
-Threshold = Annotated[float, arg(help="least score of a detection, 0 to 1")]
+Threshold = Annotated[float | None, arg(help="least score of a detection, 0 to 1; default: 0.3")]
 OneOfMany = Annotated[str | None, arg(help="which scene, in an annotation file of many")]
 Weights = Annotated[str | None, arg(help="folder or hub id of weights; default: nano, which comes with the package")]
 
@@ -35,13 +35,15 @@ def ask(
     processor: Annotated[str | None, arg(help="where tokenizer and image processor lie, if not with the weights")] = None,
     geometry: Annotated[str | None, arg(help="VGGT weights, for space-aware sampling of plain video")] = None,
     frames: Annotated[int | None, arg(help="how many frames to look at; default: 16, and of a capture's detector all")] = None,
-    sampling: Annotated[Sampling, arg(help="evenly spread frames, or those that together show most of the place")] = "uniform",
+    sampling: Annotated[
+        Sampling | None, arg(help="evenly spread frames, or those that together show most of the place; default: uniform")
+    ] = None,
     via: Annotated[
         Literal["model", "graph", "both"], arg(help="a model that looks; geometry on the scene's graph, step by step; or both")
     ] = "model",
     detector: Detector = None,
     labels: Labels = (),
-    threshold: Threshold = 0.3,
+    threshold: Threshold = None,
     scene: OneOfMany = None,
     latents: Annotated[Path | None, arg(help="folder in which a Spa3-VLM keeps the latents of places")] = None,
     json: JSON = False,
@@ -61,22 +63,29 @@ def ask(
     if not questions:
         raise ValueError('questions: found none, expected at least one: allo ask room.mp4 "How many chairs are in this room?"')
     _must_exist(source)
-    if via == "model" and (detector or scene):
-        option = "--detector" if detector else "--scene"
-        raise ValueError(f"{option}: found --via model, which takes none, expected --via graph or both")
     maps, noted = [], False  # a map for each question; without depth or annotations they are what the model notes
-    if via != "model":
-        from allocentric.graph.source import only_pictures
+    of_map = {"labels": labels or None, "threshold": threshold, "scene": scene}
+    if via == "model":
+        _takes_none("--via model, which takes none", "--via graph or both", detector=detector, **of_map)
+    else:
+        from allocentric.graph.source import kind_of
 
-        noted = detector is None and only_pictures(source)
-        maps = [] if noted else [_map(source, detector, labels, threshold, frames, scene)] * len(questions)
+        kind = "capture" if detector is not None else kind_of(source)
+        noted = kind == "pictures"
+        if noted:
+            _takes_none(f"{source}, of which a model's notes are the map", "depth and poses, or annotations", **of_map)
+        elif via == "graph":
+            asked = {"model": model, "processor": processor, "geometry": geometry, "sampling": sampling, "latents": latents}
+            _takes_none(f"--via graph of {source}, which asks no model", "--via model or both", **asked)
+        of_capture = None if via == "both" and kind == "read" else frames  # the others are the model's
+        maps = [] if noted else [_map(source, detector, labels, threshold, of_capture, scene)] * len(questions)
     if via == "graph" and not noted:
         _print_graph_answers(source, maps, questions, json)
         return
     with console.status("loading the model"):
         loaded = _load(model, processor, geometry, latents)
     with console.status(f"looking at {source}"):
-        answers = loaded.watch(source, 16 if frames is None else frames, sampling).ask(list(questions))
+        answers = loaded.watch(source, 16 if frames is None else frames, sampling or "uniform").ask(list(questions))
     if noted:
         from allocentric.graph.source import Mapped, graph_of_notes
 
@@ -105,7 +114,7 @@ def map_(
     labels: Annotated[
         tuple[str, ...], arg(help="as of --detector; with --model, categories it is asked for (default: those of procedural rooms)")
     ] = (),
-    threshold: Threshold = 0.3,
+    threshold: Threshold = None,
     frames: Annotated[int | None, arg(help="how many frames of a capture to look at; default: all, 16 with --model")] = None,
     scene: OneOfMany = None,
 ) -> None:
@@ -120,6 +129,7 @@ def map_(
     from allocentric.view.map import COLUMNS, heading, map_page, map_picture, object_rows
 
     if model is not None:
+        _takes_none("--model, which takes none", "no --model", threshold=threshold, scene=scene)
         mapped = _map_by_model(source, model, labels, frames, detector)
     else:
         mapped = _map(source, detector, labels, threshold, frames, scene)
@@ -145,12 +155,14 @@ def sample(
     source: Annotated[Positional[Path], arg(help="a video, a folder of images, or a posed RGB-D folder")],
     k: Annotated[int, tyro.conf.arg(aliases=["-k"], help="how many frames to choose")] = 16,
     sampling: Sampling = "space_aware",
-    mode: Annotated[Literal["fill", "reference"], arg(help="reference: stop and break ties as the published code does")] = "fill",
-    candidates: Annotated[int, arg(help="evenly spread frames to choose from")] = 128,
+    mode: Annotated[
+        Literal["fill", "reference"] | None, arg(help="reference: stop and break ties as the published code does; default: fill")
+    ] = None,
+    candidates: Annotated[int | None, arg(help="evenly spread frames to choose from; default: 128")] = None,
     points: Annotated[
-        Literal["auto", "measured", "point_head", "depth_camera"],
-        arg(help="of 3D points: the capture's depth and poses, VGGT's point head, its depth and cameras; auto: the first there is"),
-    ] = "auto",
+        Literal["auto", "measured", "point_head", "depth_camera"] | None,
+        arg(help="of 3D points: measured depth, VGGT's point head, its depth and cameras; default: auto, the first there is"),
+    ] = None,
     bf16: Annotated[bool, arg(help="run VGGT's encoder in bfloat16, as the published code does")] = False,
     model: Annotated[str | None, arg(help="weights whose own VGGT is taken; default: nano's")] = None,
     geometry: Annotated[str | None, arg(help="VGGT weights with heads, taken instead")] = None,
@@ -166,10 +178,15 @@ def sample(
     import torch
 
     from allocentric.readers import layout_of
+    from allocentric.sampling import CANDIDATES
     from allocentric.sampling import sample as choose
     from allocentric.view.contact_sheet import contact_sheet
 
     _must_exist(source)
+    if sampling == "uniform":
+        asked = {"mode": mode, "candidates": candidates, "points": points, "bf16": bf16 or None, "model": model}
+        _takes_none("--sampling uniform, which takes none", "--sampling space_aware", **asked, geometry=geometry)
+    mode, points, candidates = mode or "fill", points or "auto", CANDIDATES if candidates is None else candidates
     needed = points in ("point_head", "depth_camera") or (points == "auto" and layout_of(source) != "rgbd")
     vggt = _geometry(model, geometry) if sampling == "space_aware" and needed else None
     autocast = torch.bfloat16 if bf16 else None
@@ -351,7 +368,7 @@ def evaluate(
     limit: Annotated[int | None, arg(help="ask only the first questions")] = None,
     frames: Annotated[int, arg(help="how many frames the model sees")] = 16,
     sampling: Sampling = "uniform",
-    max_new_tokens: Annotated[int, arg(help="longest answer")] = 128,
+    max_new_tokens: Annotated[int | None, arg(help="longest answer; default: 128")] = None,
     count: Annotated[int | None, arg(help="rooms: how many rooms; default: 200")] = None,
     seed: Annotated[int | None, arg(help="rooms: seed of the first room; default: 10000000, far from those of training")] = None,
     style: Annotated[Literal["parts", "models"] | None, arg(help="rooms: their furniture; default: parts")] = None,
@@ -450,14 +467,20 @@ def cold_start(
         raise ValueError("teacher: expected one of --model, --endpoint and --program")
     root = root or (questions if questions.is_dir() else questions.parent)
     posed = collecting.gather_questions(questions, count, seed=seed)
-    options = {"k": k, "frames": frames, "form": form, "temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed}
+    settings = {"k": k, "frames": frames, "form": form, "temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed}
     if model is not None:
-        teacher = collecting.model_teacher(_load(None if model == "nano" else model), root, **options)
+        from allocentric.models.scene import weights_id
+
+        loaded = _load(None if model == "nano" else model)
+        teacher = collecting.model_teacher(loaded, root, **settings)
+        settings |= {"model": model, "weights": weights_id(loaded.network)[:16]}
     elif endpoint is not None:
-        teacher = collecting.endpoint_teacher(endpoint, served, root, **options)
+        teacher = collecting.endpoint_teacher(endpoint, served, root, **settings)
+        settings |= {"endpoint": endpoint, "served": served}
     else:
         teacher = collecting.program_teacher(collecting.PROGRAMS[program], form)
-    show_progress("questions", collecting.cold_start(posed, teacher, out, form, workers if endpoint else 1))
+        settings = {"program": program, "form": form}  # a program looks at nothing else
+    show_progress("questions", collecting.cold_start(posed, teacher, out, form, workers if endpoint else 1, settings))
     print(f"{sum(1 for _ in out.open())} of {len(posed)} questions in {out}")
 
 
@@ -521,18 +544,19 @@ def show_progress(name: str, steps: Iterable[tuple[int, int]]) -> None:
 
 
 def _map(
-    source: Path, detector: str | None, labels: tuple[str, ...], threshold: float, frames: int | None, scene: str | None
+    source: Path, detector: str | None, labels: tuple[str, ...], threshold: float | None, frames: int | None, scene: str | None
 ):
     """`allocentric.graph.source.open_graph` with a progress bar."""
     from allocentric.graph.lift import load_detector
     from allocentric.graph.source import graph_steps
 
     _must_exist(source)
-    if detector is None and labels:
-        raise ValueError("--labels: found no --detector, expected one that looks for them")
-    if detector is not None:
+    if detector is None:
+        _takes_none("no --detector", "one, which finds objects", labels=labels or None, threshold=threshold)
+        found = None
+    else:
         _no_bars()
-    found = None if detector is None else load_detector(detector, labels, threshold)
+        found = load_detector(detector, labels, 0.3 if threshold is None else threshold)
     result = None
 
     def steps():
@@ -606,6 +630,13 @@ def _geometry(model: str | None, geometry: str | None):
     if model is not None and Path(model).is_dir() and not (Path(model) / HEADS_FILE).is_file():
         raise ValueError(f"{model}: found no {HEADS_FILE}, expected it there or --geometry weights of a VGGT")
     return _load(model).geometry
+
+
+def _takes_none(found: str, expected: str, **options: object) -> None:
+    """Refuse options that were given though nothing looks at them on the path taken."""
+    for name, value in options.items():
+        if value is not None:
+            raise ValueError(f"--{name}: found {found}, expected {expected}")
 
 
 def _no_bars() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from allocentric.data.leaks import DataReport, report
 from allocentric.data.make import Recipe, make, read_questions
-from allocentric.evaluate.answers import write_whole
+from allocentric.files import write_whole
 from allocentric.tasks import VSI_TASKS
 
 

@@ -86,9 +86,13 @@ def _type_report(task: str, questions: list[Question]) -> TypeReport:
         answers=dict(spread.most_common(10)),
         chance=100 * float(np.mean([1 / len(q.options) if q.options else 0.0 for q in questions])),
         constant=_guessed(questions, lambda seen: _by_key(seen, lambda q: "")),
-        label=_guessed(questions, lambda seen: _by_key(seen, lambda q: q.objects[0])) if questions[0].objects else None,
-        option=_guessed(questions, _by_option) if questions[0].options else None,
+        label=_guessed(questions, lambda seen: _by_key(seen, _first_object)) if any(q.objects for q in questions) else None,
+        option=_guessed(questions, _by_option) if any(q.options for q in questions) else None,
     )
+
+
+def _first_object(question: Question) -> str:
+    return question.objects[0] if question.objects else ""
 
 
 Guess = Callable[[Question], str]
@@ -139,10 +143,10 @@ def _by_option(seen: Sequence[Question]) -> Guess:
     for question in seen:
         for option in question.options:
             offered[option[3:]] += 1
-            right[option[3:]] += option[0] == question.answer
+            right[option[3:]] += option[:1] == question.answer
 
     def guess(question: Question) -> str:
         rate = [(right[o[3:]] + 0.25) / (offered[o[3:]] + 1) for o in question.options]
-        return question.options[int(np.argmax(rate))][0]
+        return question.options[int(np.argmax(rate))][:1] if rate else ""  # some of a type may have no options
 
     return guess

@@ -12,14 +12,15 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 
-from allocentric.evaluate.answers import question_from_dict, question_to_dict, write_whole
+from allocentric.evaluate.answers import question_from_dict, question_to_dict
+from allocentric.files import write_whole
 from allocentric.readers import open_scene, open_scenes
 from allocentric.readers.annotated import MANY, ONE
 from allocentric.readers.faults import named
@@ -27,6 +28,8 @@ from allocentric.scenes import AnnotatedScene
 from allocentric.tasks import BENCHMARKS, TRAINING_TASKS
 from allocentric.tasks.base import Benchmark, Question, Task
 from allocentric.tasks.files import check_texts
+from allocentric.tasks.scanqa import question_class
+from allocentric.tasks.sqa3d import question_type
 from allocentric.tasks.vsibench import DIRECTION_LEVELS
 
 PASSED_THROUGH = ("scanqa", "sqa3d")  # questions that people wrote: read, not made
@@ -205,10 +208,29 @@ def _scenes_done(file: Path, names: list[str]) -> int:
 
 def read_questions(file: Path) -> list[Question]:
     """The questions of a file that `make` wrote."""
+    numbered = enumerate(file.read_text(encoding="utf-8").split("\n"), start=1)
+    return [_read_question(line, f"{file}:{number}") for number, line in numbered if line]
+
+
+def _read_question(line: str, place: str) -> Question:
     try:
-        return [question_from_dict(json.loads(line)) for line in file.read_text(encoding="utf-8").split("\n") if line]
-    except (json.JSONDecodeError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file}: expected questions, one JSON object a line ({error})") from error
+        data = json.loads(line)
+        for field in fields(Question):
+            if field.name in data and field.name != "boxes":
+                _check_field(field.name, data[field.name], many=field.type is not str)
+        question = question_from_dict(data)
+        task_of(question)
+    except (json.JSONDecodeError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{place}: expected questions, one JSON object a line ({error!r})") from error
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error
+    return question
+
+
+def _check_field(name: str, value: object, many: bool) -> None:
+    texts = value if many else [value]
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"{name}: found {value!r}, expected {'a list of texts' if many else 'text'}")
 
 
 def task_of(question: Question) -> Task | Benchmark:
@@ -216,7 +238,11 @@ def task_of(question: Question) -> Task | Benchmark:
     name = next((question.task.removesuffix(f"_{level}") for level in DIRECTION_LEVELS if question.task.endswith(f"_{level}")), "")
     if (task := TRAINING_TASKS.get(name) or TRAINING_TASKS.get(question.task)) is not None:
         return task
-    return BENCHMARKS["sqa3d" if question.context else "scanqa"]()
+    name, its_type = ("sqa3d", question_type) if question.context else ("scanqa", question_class)
+    if question.task != its_type(question.text):
+        expected = f"one of {sorted(TRAINING_TASKS)}, or {its_type(question.text)!r}, as {name} would have it"
+        raise ValueError(f"question type: found {question.task!r}, expected {expected}")
+    return BENCHMARKS[name]()
 
 
 def conversation(question: Question, videos: str) -> dict:

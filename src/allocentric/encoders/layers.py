@@ -153,6 +153,18 @@ class Block(nn.Module):
         return self.ls2(x, self.mlp(self.norm2(x)))
 
 
+class ZeroLinear(nn.Linear):
+    """A linear layer that starts at zero: what ends in it changes nothing until it has learned something.
+
+    A class of its own so that whoever draws weights anew can tell: the published code of Spa3-VLM zeroed a plain layer, and
+    loading the base model drew it again (standard deviation 0.02).
+    """
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+
 def init_linear(module: nn.Module) -> None:
     """Truncated normal weights of standard deviation 0.02 and zero biases, for `module.apply`."""
     if isinstance(module, nn.Linear):

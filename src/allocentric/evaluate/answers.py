@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from allocentric.files import write_whole
 from allocentric.geometry.boxes import Box3D
 from allocentric.tasks.base import Question, Record
 
@@ -93,13 +94,6 @@ def read_rows(path: str | Path) -> list[Row]:
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """Write a whole file of answers, or nothing."""
     write_whole(path, "".join(map(to_line, rows)))
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file that is there completely or, when interrupted, as it was before."""
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 def part(file: Path, rank: int) -> Path:

@@ -23,12 +23,13 @@ from typing import Literal
 
 from transformers import PreTrainedModel
 
-from allocentric.evaluate.answers import Row, question_to_dict, read_rows, write_whole
+from allocentric.evaluate.answers import Row, question_to_dict, read_rows
 from allocentric.evaluate.pointing import ChanceBox, Pointing, open_annotated, points
 from allocentric.evaluate.report import Report, make_report, to_html, to_markdown
 from allocentric.evaluate.responders import Blind, Chance, Frequency, Seeing, find_sources
-from allocentric.evaluate.rooms import SEED, Rooms, SeeingRooms, spec_of
+from allocentric.evaluate.rooms import MAX_NEW_TOKENS, SEED, Rooms, SeeingRooms, spec_of
 from allocentric.evaluate.run import Responder, ask, device, process, scenes, wait_for_all
+from allocentric.files import write_whole
 from allocentric.geometry.boxes import Box3D
 from allocentric.model import Model, load
 from allocentric.models.grounding import S2_NANO, load_grounding
@@ -47,6 +48,7 @@ from allocentric.tasks.scan2cap import Scan2Cap
 from allocentric.train.shards import RoomShards, RoomsSpec, write_rooms
 
 GUESSES = ("chance", "frequency")  # baselines that need no model
+WEIGHTS = ("model", "processor", "geometry")
 PACKAGES = ("allocentric", "torch", "transformers", "numpy", "av", "pillow")
 READ_OPTIONS = ("subset", "images", "labels", "count", "seed", "style", "per_task")  # what not every benchmark's `read` takes
 Progress = Callable[[str, Iterable[tuple[int, int]]], None]
@@ -75,7 +77,7 @@ class Plan:
     frames: int = 16
     sampling: Literal["uniform", "space_aware"] = "uniform"
     candidates: int = CANDIDATES
-    max_new_tokens: int = 128
+    max_new_tokens: int | None = None  # None: MAX_NEW_TOKENS
     out: Path = Path("out/eval")
     workers: int = 2
     count: int | None = None  # this and the next three: of rooms
@@ -87,6 +89,15 @@ class Plan:
         for name in ("limit", "frames", "candidates", "max_new_tokens", "workers", "count", "per_task"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"--{name.replace('_', '-')}: found {value}, expected at least 1")
+        if self.baseline in GUESSES:
+            refuse(self, WEIGHTS, f"found --baseline {self.baseline}, which asks none, expected --baseline blind or no baseline")
+
+
+def refuse(plan: Plan, names: Iterable[str], why: str) -> None:
+    """Of these options none may be given, as nothing would look at it."""
+    for name in names:
+        if getattr(plan, name) is not None:
+            raise ValueError(f"--{name.replace('_', '-')}: {why}")
 
 
 def evaluate(plan: Plan, progress: Progress) -> tuple[Path, Report]:
@@ -102,26 +113,9 @@ def evaluate(plan: Plan, progress: Progress) -> tuple[Path, Report]:
         else:
             responder, about = make_responder(plan, questions)
     prompts = {question.id: responder.prompt(question, benchmark.prompt(question, profile)) for question in questions}
-    asked = json.dumps([[question_to_dict(q), prompts[q.id]] for q in questions])
-    facts = {
-        "profile": profile,
-        "subset": plan.subset or "all",
-        "only": plan.only,
-        "limit": plan.limit or "none",
-        "scans": "all" if plan.scans is None else plan.scans.name,
-        "questions": len(questions),
-        "scenes": len(scenes(questions)),
-        "asked": hashlib.sha256(asked.encode()).hexdigest()[:16],
-        **({"boxes": boxes_of(plan)} if isinstance(benchmark, SceneBenchmark) else {}),
-        **about,
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-    }
-    digest = hashlib.sha256(json.dumps([plan.task, facts], sort_keys=True).encode()).hexdigest()[:8]
-    folder = plan.out / f"{plan.task}-{Path(str(about['model'])).name}-{digest}"
-    folder.mkdir(parents=True, exist_ok=True)
+    asked = [(question, prompts[question.id]) for question in questions]
+    folder, facts = open_run(benchmark, plan, profile, Path(str(about["model"])).name, asked, about)
     file = folder / "answers.jsonl"
-    if process()[0] == 0:
-        write_whole(folder / "run.json", json.dumps({"task": plan.task, **facts}, indent=1) + "\n")
     steps = ask(
         questions,
         lambda question: prompts[question.id],
@@ -135,6 +129,37 @@ def evaluate(plan: Plan, progress: Progress) -> tuple[Path, Report]:
     if process()[0] == 0:
         write_report(folder, report)
     return folder, report
+
+
+def open_run(
+    benchmark: Benchmark, plan: Plan, profile: str, name: str, asked: Sequence[tuple[Question, str]], about: Mapping[str, object]
+) -> tuple[Path, dict[str, object]]:
+    """The folder of a run with its run.json, and what stands there: what was asked, with which prompts, and what answered.
+
+    name    what answered, for the folder's name.
+    about   all else that the answers depend on.
+    """
+    questions = [question for question, _ in asked]
+    words = json.dumps([[question_to_dict(question), prompt] for question, prompt in asked])
+    facts = {
+        "profile": profile,
+        "subset": plan.subset or "all",
+        "only": plan.only,
+        "limit": plan.limit or "none",
+        "scans": "all" if plan.scans is None else plan.scans.name,
+        "questions": len(questions),
+        "scenes": len(scenes(questions)),
+        "asked": hashlib.sha256(words.encode()).hexdigest()[:16],
+        **({"boxes": boxes_of(plan)} if isinstance(benchmark, SceneBenchmark) else {}),
+        **about,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+    }
+    digest = hashlib.sha256(json.dumps([plan.task, facts], sort_keys=True).encode()).hexdigest()[:8]
+    folder = plan.out / f"{plan.task}-{name}-{digest}"
+    folder.mkdir(parents=True, exist_ok=True)
+    if process()[0] == 0:
+        write_whole(folder / "run.json", json.dumps({"task": plan.task, **facts}, indent=1) + "\n")
+    return folder, facts
 
 
 def benchmark_named(task: str) -> Benchmark:
@@ -173,9 +198,7 @@ def place(
     Benchmarks that are not about objects of annotated scenes stay as they are.
     """
     if not isinstance(benchmark, SceneBenchmark):
-        for name in ("scenes", "proposals"):
-            if getattr(plan, name) is not None:
-                raise ValueError(f"--{name}: {benchmark.name} has none")
+        refuse(plan, ("scenes", "proposals"), f"{benchmark.name} has none")
         return questions, {}
     if plan.scenes is None:
         raise ValueError(f"--scenes: found none, expected the folder of annotated scans where the boxes of {benchmark.name} are")
@@ -200,9 +223,7 @@ def open_rooms(benchmark: Rooms, plan: Plan, progress: Progress) -> tuple[list[Q
 
     The rooms lie in `plan.data`, or in a folder beside the runs; those that are not there yet are rendered.
     """
-    for name in ("videos", "scenes", "proposals"):
-        if getattr(plan, name) is not None:
-            raise ValueError(f"--{name}: {benchmark.name} has none")
+    refuse(plan, ("videos", "scenes", "proposals"), f"{benchmark.name} has none")
     seed = SEED if plan.seed is None else plan.seed
     folder = plan.data or plan.out / f"{benchmark.name}-{plan.style or RoomsSpec.style}-{seed}"
     spec = spec_of(folder, plan.count, plan.seed, plan.style)
@@ -244,12 +265,17 @@ def load_model(plan: Plan) -> Model:
 
 def look(plan: Plan, model: Model, seeing: Callable[..., Responder]) -> tuple[Responder, dict[str, object]]:
     """The model, with `seeing` for eyes, or blind."""
-    about = {**describe(model.name, model.network), "max_new_tokens": plan.max_new_tokens}
+    longest = plan.max_new_tokens or MAX_NEW_TOKENS
+    about = {**describe(model.name, model.network), "max_new_tokens": longest}
+    if plan.processor is not None:
+        about["processor"] = plan.processor
     if plan.baseline == "blind":
-        return Blind(model.network, model.processor, plan.max_new_tokens), {**about, "sees": "nothing (blind)"}
+        return Blind(model.network, model.processor, longest), {**about, "sees": "nothing (blind)"}
     shown: dict[str, object] = {"frames": plan.frames, "sampling": plan.sampling}
     about |= shown | ({"candidates": plan.candidates} if plan.sampling == "space_aware" else {})
-    looking = {**shown, "candidates": plan.candidates, "max_new_tokens": plan.max_new_tokens}
+    if plan.geometry is not None and plan.sampling == "space_aware":
+        about["geometry"] = f"{plan.geometry} (weights {weights_id(model.geometry)[:16]})"
+    looking = {**shown, "candidates": plan.candidates, "max_new_tokens": longest}
     return seeing(model, **looking), about
 
 
@@ -282,6 +308,8 @@ def make_pointing(
         if plan.proposals is not None:
             raise ValueError(f"--proposals: {plan.model} answers in words, expected a model that chooses among boxes")
         return make_responder(plan, questions)
+    unused = ("processor", "geometry", "max_new_tokens")
+    refuse(plan, unused, "found a model that points, which takes none, expected one that answers in words")
     sources = find_shown(plan, questions)
     network, processor = load_grounding(plan.model, device())
     about = {**describe(plan.model or S2_NANO.name, network), "frames": plan.frames, "sampling": plan.sampling, **about}

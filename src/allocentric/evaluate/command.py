@@ -1,16 +1,17 @@
-"""What `allo eval` does, but for rooms: run a benchmark, or do something with runs."""
+"""What `allo eval` does: run a benchmark, or do something with runs."""
 
-import json
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from allocentric.evaluate.answers import write_rows, write_whole
+from allocentric.evaluate.answers import write_rows
 from allocentric.evaluate.benchmark import (
     Plan,
     Progress,
     benchmark_named,
     evaluate,
+    open_run,
     place,
     read_questions,
     read_run,
@@ -20,6 +21,7 @@ from allocentric.evaluate.benchmark import (
 from allocentric.evaluate.logs import export_log, import_log
 from allocentric.evaluate.report import Comparison, Report, compare, make_report, to_html, to_markdown
 from allocentric.evaluate.run import process
+from allocentric.files import write_whole
 from allocentric.readers.faults import named
 
 EXPECTED = {
@@ -82,10 +84,11 @@ def _import(plan: Plan, log: Path, log_format: str, progress: Progress) -> Repor
     questions, _ = place(benchmark, plan, read_questions(benchmark, plan), progress)
     with named(log):
         rows = import_log(log, log_format, benchmark, questions, profile)
-    folder = plan.out / f"{plan.task}-{log.stem}-{profile}"
-    folder.mkdir(parents=True, exist_ok=True)
-    facts = {"profile": profile, "questions": len(rows), "model": f"imported from {log.name} ({log_format})"}
-    write_whole(folder / "run.json", json.dumps({"task": plan.task, **facts}, indent=1) + "\n")
+    about = {
+        "model": f"imported from {log.name} ({log_format})",
+        "log": f"sha256 {hashlib.sha256(log.read_bytes()).hexdigest()[:16]}",
+    }
+    folder, facts = open_run(benchmark, plan, profile, log.stem, [(row.question, row.prompt) for row in rows], about)
     write_rows(folder / "answers.jsonl", rows)
     report = make_report(benchmark, rows, profile, facts)
     write_report(folder, report)

@@ -16,9 +16,10 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import Positional, arg
 
-from allocentric.evaluate.answers import question_from_dict, question_to_dict, write_whole
+from allocentric.evaluate.answers import question_from_dict, question_to_dict
 from allocentric.evaluate.benchmark import Plan, benchmark_named, place, read_questions
 from allocentric.evaluate.responders import find_sources
+from allocentric.files import write_whole
 from allocentric.processes import mistakes_in_one_line
 from allocentric.tasks.base import Record
 

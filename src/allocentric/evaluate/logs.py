@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
-from allocentric.evaluate.answers import Row, by_id, write_whole
+from allocentric.evaluate.answers import Row, by_id
+from allocentric.files import write_whole
 from allocentric.tasks.base import Benchmark, Question
 from allocentric.tasks.files import read_rows
 

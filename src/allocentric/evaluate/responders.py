@@ -22,7 +22,6 @@ from allocentric.tasks.base import Question
 from allocentric.views import Views
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v")
-BASELINES = ("chance", "frequency", "blind")
 
 
 class Seeing(Responder):

@@ -177,6 +177,11 @@ def summary(rows: Sequence[Row]) -> dict[str, float]:
     return {**scores.tasks, "overall": scores.macro}
 
 
+def training_questions(shards: RoomShards, most: int = 400) -> list[Question]:
+    """Questions about the first `most` training rooms, for what can be known of answers without looking."""
+    return [q for i in range(min(most, len(shards))) for q in make_questions(shards[i].scene, np.random.default_rng([1, i]), 2)]
+
+
 def constant_rows(train: Sequence[Question], asked: Sequence[Sequence[Question]]) -> list[Row]:
     """Always the best single answer per question type, chosen on training questions ("most frequent" in VSI-Bench).
 

@@ -92,7 +92,7 @@ def measure(loss: FieldLoss, clips: SceneClips, views: int, resamples: int = 100
             guesses = {"predicted": getattr(clip.predicted, kind)[0].float(), "nearest": true[near], "mean": means[kind]}
             wanted = true[targets]
             flat = wanted.flatten(0, 1).double()
-            sums[kind].append((flat.sum(0), flat.square().sum(0), len(flat)))
+            sums[kind].append((flat.sum(0).cpu(), flat.square().sum(0).cpu(), len(flat)))
             for name, guess in guesses.items():
                 guess = guess.expand_as(wanted)
                 cosine = torch.cosine_similarity(guess, wanted, dim=-1).mean()

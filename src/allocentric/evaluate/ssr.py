@@ -35,8 +35,10 @@ from allocentric.evaluate.rooms import (
     room_questions,
     room_views,
     row_of,
+    training_questions,
     worked_out,
 )
+from allocentric.files import write_whole
 from allocentric.graph.map_tasks import AnswerWithMap, behind_map, map_graph, noted_graph, quality, read, write
 from allocentric.graph.metrics import object_f1
 from allocentric.graph.programs import ask_graph
@@ -55,7 +57,6 @@ from allocentric.models.spatial_mllm import load_spatial_mllm
 from allocentric.models.ssr import SSRForConditionalGeneration, SSRProcessor
 from allocentric.rooms import LABELS
 from allocentric.scenes import AnnotatedScene
-from allocentric.tasks import make_questions
 from allocentric.tasks.base import Question
 from allocentric.tasks.facts import seen
 from allocentric.train.recipe import SSRTraining
@@ -125,13 +126,12 @@ def report(recipe: SSRTraining, out: Path, plan: Plan, progress: Progress, worke
     model, processor = load_spatial_mllm(start, dtype=torch.float32), SpatialMLLMProcessor.from_pretrained(start)
     file = out / "written" / f"start-{weights_id(model)[:8]}-{plan.seed}-{plan.rooms}x{plan.per_task}.jsonl"
     progress(START, ask_rooms(model, processor, shards, room_questions(shards, plan.per_task), file))
-    training = training_rooms(recipe, out).shards
-    drawn = [q for i in range(min(400, len(training))) for q in make_questions(training[i].scene, np.random.default_rng([1, i]), 2)]
+    drawn = training_questions(training_rooms(recipe, out).shards)
     forms = {name: recipe.variants[name].maps for name in names}
     scores = score(written, shards, forms, plan, recipe.redundancy, drawn, read_rows(file))
-    (out / "report.json").write_text(json.dumps(scores, indent=1))
+    write_whole(out / "report.json", json.dumps(scores, indent=1))
     path = out / "report.md"
-    path.write_text(render(scores, recipe, plan))
+    write_whole(path, render(scores, recipe, plan))
     return path
 
 
@@ -170,10 +170,9 @@ def write_answers(
     """Everything that is asked of a model about each room, into a JSONL file; goes on with what it holds (None: all is there)."""
     file = Path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
-    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
-    whole = [line for line in lines if line.endswith("\n")]
-    if len(whole) < len(lines):  # the last line was cut off
-        file.write_text("".join(whole))
+    *whole, cut_off = file.read_text(encoding="utf-8").split("\n") if file.exists() else [""]
+    if cut_off:
+        write_whole(file, "".join(line + "\n" for line in whole))
     questions = room_questions(shards, plan.per_task)
     yield len(whole), len(shards)
     for room in range(len(whole), len(shards)):

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from allocentric.encoders.layers import attend
+from allocentric.encoders.layers import ZeroLinear, attend
 
 
 class CrossAttention(nn.Module):
@@ -28,18 +28,6 @@ class CrossAttention(nn.Module):
         q, k, v = split(self.q_proj(x)), split(self.k_proj(latent)), split(self.v_proj(latent))
         out = attend(self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype), v)
         return self.proj(out.transpose(1, 2).flatten(2))
-
-
-class ZeroLinear(nn.Linear):
-    """A linear layer that starts at zero.
-
-    A class of its own so that whoever draws weights anew can tell: the published code zeroed a plain layer, and loading the base
-    model drew it again (standard deviation 0.02).
-    """
-
-    def reset_parameters(self) -> None:
-        nn.init.zeros_(self.weight)
-        nn.init.zeros_(self.bias)
 
 
 class CrossAttentionConnector(nn.Module):

@@ -12,14 +12,13 @@ No code of SSR is public. Its abstract names addition and interleaving; which of
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRMSNorm
 
-Mode = Literal["A", "B", "C", "D", "E", "F"]
 MODES = ("A", "B", "C", "D", "E", "F")
 WITH_GEOMETRY_BLOCK = ("A", "C", "F")  # where a camera token can lead the geometry tokens
 

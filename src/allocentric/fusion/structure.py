@@ -13,18 +13,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from allocentric.encoders.layers import MLP, attend
+from allocentric.encoders.layers import MLP, ZeroLinear, attend
 
 BOUNDS = ((-15.0, -15.0, -5.0), (15.0, 15.0, 5.0))  # metres; coordinates outside are clamped
 VOXEL = 0.1  # metres
-
-
-class ZeroLinear(nn.Linear):
-    """A linear layer that starts at zero: what ends in it changes nothing until it has learned something."""
-
-    def reset_parameters(self) -> None:
-        nn.init.zeros_(self.weight)
-        nn.init.zeros_(self.bias)
 
 
 class MaskedAttention(nn.Module):

@@ -61,6 +61,13 @@ def footprint_corners(boxes: Float[np.ndarray, "*batch 7"]) -> Float[np.ndarray,
     return boxes[..., None, 0:2] + offsets
 
 
+def box_corners(box: Box3D) -> Float[np.ndarray, "8 3"]:
+    """Corners in metres: the lower four counter-clockwise, then the upper four."""
+    flat = footprint_corners(boxes_to_array([box]))[0]
+    low, high = box.center[2] - box.size[2] / 2, box.center[2] + box.size[2] / 2
+    return np.concatenate([np.column_stack([flat, np.full(4, z)]) for z in (low, high)])
+
+
 def box_distance(a: Float[np.ndarray, "n 7"], b: Float[np.ndarray, "n 7"]) -> Float[np.ndarray, " n"]:
     """Exact distance in metres between the closest points of each two upright boxes; 0 when they touch or overlap.
 

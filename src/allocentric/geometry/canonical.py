@@ -1,6 +1,7 @@
-"""One gravity-aligned metric frame per scene: the first camera's, made level (SSR, spec 7.1).
+"""What is upright: directions, angles, and one gravity-aligned metric frame per scene, the first camera's, made level.
 
-The optical centre of the first frame is the origin, z is up, y the first viewing direction made level, x to its right; metres.
+In that frame (SSR, spec 7.1) the first optical centre is the origin, z is up, y the first viewing direction made level, x to its
+right; metres.
 """
 
 import math
@@ -10,6 +11,16 @@ import numpy as np
 from jaxtyping import Float
 
 from allocentric.geometry.boxes import Box3D
+
+
+def rotation_to_z(up: Float[np.ndarray, "3"]) -> Float[np.ndarray, "3 3"]:
+    """The rotation of least angle that takes a direction of unit length to +z; half a turn about x for -z."""
+    z = np.array([0.0, 0.0, 1.0])
+    v, c = np.cross(up, z), up @ z
+    if c < -1 + 1e-9:
+        return np.diag([1.0, -1.0, -1.0])
+    cross = np.array([[0, -v[2], v[1]], [v[2], 0, -v[0]], [-v[1], v[0], 0]])
+    return np.eye(3) + cross + cross @ cross / (1 + c)
 
 
 def first_camera_frame(camera_to_world: Float[np.ndarray, "4 4"]) -> Float[np.ndarray, "4 4"]:
@@ -40,3 +51,8 @@ def level_angle(angle: float) -> float:
     """The same angle in (-pi, pi]."""
     turned = math.remainder(angle, math.tau)
     return math.pi if turned == -math.pi else turned
+
+
+def wrap(angle: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+    """`level_angle` of an array, up to rounding."""
+    return np.pi - (np.pi - angle) % (2 * np.pi)

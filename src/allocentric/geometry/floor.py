@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from scipy.spatial import Delaunay, QhullError
 
 CELL = 0.05  # metres: points of a scan that share such a cell say the same about the floor
+LOW, HIGH = 0.15, 1.2  # metres above the ground: what lies in between is in the way
 
 
 def polygon_area(polygon: Float[np.ndarray, "v 2"]) -> float:

@@ -7,8 +7,9 @@ import torch
 from jaxtyping import Bool, Float
 
 from allocentric.geometry.cameras import unproject_depth
-from allocentric.geometry.floor import alpha_shape, alpha_shape_area, floor_points
-from allocentric.graph.free_space import CELL, HIGH, LOW
+from allocentric.geometry.canonical import rotation_to_z
+from allocentric.geometry.floor import HIGH, LOW, alpha_shape, alpha_shape_area, floor_points
+from allocentric.graph.free_space import CELL
 from allocentric.views import Views
 
 ROWS = 60  # depth is looked at on a grid of about this many rows
@@ -49,15 +50,8 @@ def leveled(views: Views) -> Views:
     up = estimate_up(views)
     if np.degrees(np.arccos(np.clip(up[2], -1, 1))) <= TILTED:
         return views
-    axis, target = up, np.array([0.0, 0.0, 1.0])
-    v, c = np.cross(axis, target), float(axis @ target)
-    if c < -1 + 1e-9:
-        rotation = np.diag([1.0, -1.0, -1.0])
-    else:
-        cross = np.array([[0, -v[2], v[1]], [v[2], 0, -v[0]], [-v[1], v[0], 0]])
-        rotation = np.eye(3) + cross + cross @ cross / (1 + c)
     turn = torch.eye(4)
-    turn[:3, :3] = torch.from_numpy(rotation).float()
+    turn[:3, :3] = torch.from_numpy(rotation_to_z(up)).float()
     return replace(views, camera_to_world=turn @ views.camera_to_world)
 
 

@@ -9,11 +9,10 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import dijkstra
 
 from allocentric.geometry.boxes import boxes_to_array, footprint_corners, into_footprint_frame
-from allocentric.geometry.floor import inside_polygon
+from allocentric.geometry.floor import HIGH, LOW, inside_polygon
 from allocentric.graph.scene_graph import SceneGraph
 
 CELL = 0.1  # metres
-LOW, HIGH = 0.15, 1.2  # metres above the ground: what lies in between is in the way
 BODY = 0.1  # metres kept from what one passes: little, since one can turn sideways
 BORDER = 0.5  # metres of floor assumed around the objects where no outline of the room is known
 

@@ -159,7 +159,7 @@ def model_writer(
         ids = tokenizer(prompt + text, return_tensors="pt", add_special_tokens=False)["input_ids"].to(model.device)
         constrain = MapLogitsProcessor(tokenizer, ids.shape[1], grammar, max_new_tokens - 1)
         sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # manual_seed seeds all of them
             torch.manual_seed(seed + len(text))
             written = model.generate(
                 input_ids=ids,

@@ -61,14 +61,6 @@ def position_rmse(points: Float[np.ndarray, "n 2"], target: Float[np.ndarray, "n
     return float(np.sqrt(((align(points, target, scale) - target) ** 2).sum(1).mean()))
 
 
-def cell_error(written: Triplet, true: Triplet) -> float:
-    """Mean over the three objects of |dx| + |dy| in cells; NaN when the triplets are about other objects."""
-    if set(written.nodes) != set(true.nodes):
-        return float("nan")
-    order = [written.nodes.index(node) for node in true.nodes]
-    return float(np.abs(written.points[order] - true.points).sum(1).mean())
-
-
 def direction_signs(points: Float[np.ndarray, "... 3 2"]) -> Float[np.ndarray, "... 2"]:
     """Signs of cross and dot product for one at the first point who faces the second and looks for the third: (1, .) is left,
     (., -1) is behind.

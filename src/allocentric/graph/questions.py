@@ -65,12 +65,13 @@ class Asked:
 
     objects   phrases that name objects, as `kind` wants them: what is counted; the two of a distance; what is sized; the
               anchor of a nearest; (standing, facing, query) of a direction; categories in order of mention; (start, faced) of
-              a route. A phrase that joins two ("the bed and the table") stays whole in `pair` for the graph to split.
+              a route. A phrase that joins two ("the bed and the table") stays whole.
     options   answers to choose from, without their letters.
     letters   the letter of each option; empty when the answer is to be written out.
     level     "easy", "medium" or "hard" for a direction; "farthest" for a nearest that asks for the opposite;
               "height" or "longest" for a size.
     steps     actions of a route: a turn ("left", "right", "back"), "?" for one to fill in, or where to go forward to.
+    pairs     the ways to split a phrase that joins two; the graph knows which.
     """
 
     kind: Kind

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from shapely.geometry import MultiPoint, Polygon
 
 from allocentric.geometry.boxes import boxes_to_array, footprint_corners
+from allocentric.geometry.canonical import wrap
 from allocentric.graph.free_space import FreeSpace
 from allocentric.graph.names import find, plain
 from allocentric.graph.scene_graph import SceneGraph
@@ -174,7 +175,7 @@ def _walk(
             target = next((where[plain(p)] for p, _ in stops[i + 1 :] if p), None)
             leaving = heading if target is None else _leave(floor, at, target, previous)
             if step == "?":
-                angles.append(_wrap(leaving - heading))
+                angles.append(wrap(leaving - heading))
                 heading = leaving
             else:
                 heading = heading + CENTERS[step]
@@ -193,7 +194,7 @@ def _walk(
             previous, at = at, target
             heading = arriving
         if side:
-            beside.append(np.cos(_wrap(_angle(target - previous) - heading) - CENTERS[side] / 4))
+            beside.append(np.cos(wrap(_angle(target - previous) - heading) - CENTERS[side] / 4))
         turned = False
     return angles, beside
 
@@ -228,7 +229,3 @@ def _fit(option: Sequence[str], angles: Sequence[np.ndarray], beside: Sequence[n
 
 def _angle(vector: np.ndarray) -> np.ndarray:
     return np.arctan2(vector[..., 1], vector[..., 0])
-
-
-def _wrap(angle: np.ndarray) -> np.ndarray:
-    return np.pi - (np.pi - angle) % (2 * np.pi)

@@ -254,7 +254,7 @@ class SceneGraph:
                 name=str(data["name"]),
                 objects=tuple(_object_from_dict(o) for o in data["objects"]),
                 relations=tuple(Relation(r["subject"], r["predicate"], r["object"]) for r in data["relations"]),
-                floor=tuple(np.array(polygon, dtype=float).reshape(-1, 2) for polygon in data["floor"]),
+                floor=tuple(_polygon(corners) for corners in data["floor"]),
                 room_area=None if data["room_area"] is None else float(data["room_area"]),
                 viewpoint=None if view is None else _numbers(view, 4),
                 scale=data["scale"],
@@ -322,6 +322,13 @@ def _object_from_dict(data: dict) -> GraphObject:
     return GraphObject(
         label, int(data["instance"]), box, point, None if first is None else int(first), None if sigma is None else float(sigma)
     )
+
+
+def _polygon(corners: Sequence) -> Float[np.ndarray, "corners 2"]:
+    polygon = np.array(corners, dtype=float).reshape(-1, 2)
+    if len(polygon) < 3 or not np.isfinite(polygon).all():
+        raise ValueError(f"expected a floor of at least 3 corners with finite numbers, found {corners!r}")
+    return polygon
 
 
 def _numbers(values: Sequence, count: int) -> tuple[float, ...]:

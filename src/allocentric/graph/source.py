@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import Literal
 
 from allocentric.graph.floor_plan import FloorPlan, floor_plan, leveled
 from allocentric.graph.grammar import parse_map
@@ -52,7 +53,7 @@ def graph_steps(
     path       a saved graph (.json of `SceneGraph.to_json`) or written map (.txt); an annotated scene; or a posed RGB-D capture.
     detector   finds objects in a capture (`graph.lift.load_detector`); with one, annotations are not looked at. Without one, a
                capture that is not annotated has floor and free space, but no objects.
-    frames     how many evenly spread frames of a capture to look at; None: all.
+    frames     how many evenly spread frames of a capture to look at; None: all. What is read has none.
     scene      which scene, in an annotation file of many.
     """
     path = Path(path)
@@ -60,8 +61,12 @@ def graph_steps(
         raise ValueError(f"{path}: found no such file or folder")
     read = _read(path, scene) if detector is None else None
     if read is not None:
+        if frames is not None:
+            raise ValueError(f"--frames: found {path}, of which no frames are looked at, expected --detector or a capture")
         yield 1, 1, read
         return
+    if scene is not None:
+        raise ValueError(f"--scene: found {path}, of which the frames are looked at, expected an annotation file of many")
     views = open_views(path, frames)
     if views.depth is None or views.camera_to_world is None:
         raise ValueError(f"{path}: a map needs depth and poses, or annotations (scene.json); found neither")
@@ -77,11 +82,13 @@ def graph_steps(
     yield len(views), len(views), Mapped(graph, f"lifted from detections in {len(views)} frames", views, floor_plan(views))
 
 
-def only_pictures(path: str | PathLike) -> bool:
-    """Whether a video or images are all that is there: what is where can then only be learned from a model's notes."""
+def kind_of(path: str | PathLike) -> Literal["read", "pictures", "capture"]:
+    """How the graph of what lies at `path` comes about without a detector: it is read; a video or images are all there is, so that
+    what is where can only be learned from a model's notes; or it is measured in a capture."""
     path = Path(path)
-    read = path.suffix in (".json", ".txt") or any(fits(path) for _, fits, _ in ONE + MANY)
-    return not read and layout_of(path) in ("video", "images")
+    if path.suffix in (".json", ".txt") or any(fits(path) for _, fits, _ in ONE + MANY):
+        return "read"
+    return "pictures" if layout_of(path) in ("video", "images") else "capture"
 
 
 def graph_of_notes(written: str, name: str = "") -> SceneGraph:
@@ -127,6 +134,16 @@ def _unplaced(graph: SceneGraph) -> str:
 
 def _read(path: Path, scene: str | None) -> Mapped | None:
     """A graph that need not be measured; None when `path` is no such thing."""
+    written = _written(path)
+    if written is not None and scene is not None:
+        raise ValueError(f"--scene: found {path}, a map of one scene, expected an annotation file of many")
+    if written is None and any(fits(path) for _, fits, _ in ONE + MANY):
+        return Mapped(SceneGraph.from_scene(open_scene(path, scene)), "exact, from annotations")
+    return written
+
+
+def _written(path: Path) -> Mapped | None:
+    """A saved graph, or a written map."""
     if path.suffix == ".txt":
         text = path.read_text(encoding="utf-8", errors="replace")
         parsed = parse_map(text)
@@ -139,6 +156,4 @@ def _read(path: Path, scene: str | None) -> Mapped | None:
         text = path.read_text(encoding="utf-8", errors="replace")
         if '"allocentric-graph"' in text[:200]:
             return Mapped(SceneGraph.from_json(text), "read from a saved graph")
-    if any(fits(path) for _, fits, _ in ONE + MANY):
-        return Mapped(SceneGraph.from_scene(open_scene(path, scene)), "exact, from annotations")
     return None

@@ -3,7 +3,7 @@
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM, AutoProcessor
 
 from allocentric.models.processor import SpatialMLLMProcessor
-from allocentric.models.scene import Scene, SceneCache, watch
+from allocentric.models.scene import Scene, SceneCache
 from allocentric.models.spa3_vlm import (
     Spa3VLMConfig,
     Spa3VLMForConditionalGeneration,
@@ -48,5 +48,4 @@ __all__ = [
     "load_spa3_vlm",
     "load_spatial_mllm",
     "ssr_from_parts",
-    "watch",
 ]

@@ -253,26 +253,26 @@ class GroundingScene:
         mask = torch.cat([mask.new_ones(len(mask), self.prefix[0][0].shape[-2]), mask], dim=-1)
         cache = Cache(layers=[SharedPrefixLayer(keys, values) for keys, values in self.prefix])
         ends = model.generation_config.eos_token_id
-        ends = torch.tensor([ends] if isinstance(ends, int) else ends or [], device=model.device, dtype=torch.long)
+        ends = {ends} if isinstance(ends, int) else set(ends or ())
         states: list[Tensor | None] = [None] * len(prompts)
         written, complete = [[] for _ in prompts], [True] * len(prompts)
-        chosen = None
+        chosen: list[int] = []
         for step in range(max_new_tokens + 1):
             hidden = self._read(tokens, mask, positions, cache)
             for row in range(len(prompts)):
-                if step and states[row] is None and int(chosen[row]) == ground:
+                if step and states[row] is None and chosen[row] == ground:
                     states[row] = hidden[row]
             if all(state is not None for state in states):
                 break
-            chosen = model.lm_head(hidden).float().argmax(-1)
-            for row in range(len(prompts)):
-                if states[row] is not None or int(chosen[row]) == ground:
+            chosen = model.lm_head(hidden).float().argmax(-1).tolist()  # the one look at the device of each step
+            for row, token in enumerate(chosen):
+                if states[row] is not None or token == ground:
                     continue
-                if step + 1 >= max_new_tokens or bool(torch.isin(chosen[row], ends)):
+                if step + 1 >= max_new_tokens or token in ends:
                     chosen[row], complete[row] = ground, False
                 else:
-                    written[row].append(int(chosen[row]))
-            tokens, positions = chosen[:, None], positions[:, -1:] + 1
+                    written[row].append(token)
+            tokens, positions = torch.tensor(chosen, device=hidden.device)[:, None], positions[:, -1:] + 1
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=-1)
         return torch.stack(states), tokenizer.batch_decode(written, skip_special_tokens=True), complete
 

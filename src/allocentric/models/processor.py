@@ -73,19 +73,19 @@ class SpatialMLLMProcessor(Qwen2_5_VLProcessor):
         """Model inputs of what all questions about one place share (`prefix`): its frames as one video."""
         return self(text=[self.prefix(videos=1)], videos=[frames])
 
-    def prefix(self, images: int = 0, videos: int = 0, system: str = SYSTEM) -> str:
+    def prefix(self, images: int = 0, videos: int = 0) -> str:
         """The chat up to and including what is seen: the part that every question about one scene shares."""
         seen = ["<|vision_start|><|image_pad|><|vision_end|>"] * images
         seen += ["<|vision_start|><|video_pad|><|vision_end|>"] * videos
-        return self.after_vision(f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{''.join(seen)}")
+        return self.after_vision(f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n{''.join(seen)}")
 
     def suffix(self, question: str) -> str:
         """The chat from the question to where the answer starts."""
         return f"{question}<|im_end|>\n<|im_start|>assistant\n"
 
-    def prompt(self, question: str, images: int = 0, videos: int = 0, system: str = SYSTEM) -> str:
+    def prompt(self, question: str, images: int = 0, videos: int = 0) -> str:
         """The whole chat for one question, ready for `processor(text=..., images=..., videos=...)`."""
-        return self.prefix(images, videos, system) + self.suffix(question)
+        return self.prefix(images, videos) + self.suffix(question)
 
     def after_vision(self, text: str) -> str:
         """The chat with a newline behind the last of its vision tags, if that is switched on and not done yet."""

@@ -37,7 +37,8 @@ from transformers import (
 from transformers.configuration_utils import SubConfigSpec
 from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
 
-from allocentric.fusion.structure import GroundingHead, RayEncoding, StructureAttention, ZeroLinear, pool_objects, sinusoidal_3d
+from allocentric.encoders.layers import ZeroLinear
+from allocentric.fusion.structure import GroundingHead, RayEncoding, StructureAttention, pool_objects, sinusoidal_3d
 from allocentric.models.loading import load_weights, make_config, read_config
 from allocentric.models.spatial_mllm import ReleasedNames, SpatialMLLMConfig, SpatialMLLMForConditionalGeneration, SpatialMLLMModel
 
@@ -344,11 +345,6 @@ class S2LlavaModel(LlavaOnevisionModel):
         line_end = self.image_newline.to(seen.dtype).expand(*seen.shape[:3], 1, -1)
         tokens = torch.cat([seen, line_end], dim=3).flatten(1, 3)
         return BaseModelOutputWithPooling(last_hidden_state=fine, pooler_output=tokens, hidden_states=(plain,))
-
-    def tokens_per_video(self, views: int) -> int:
-        """Placeholders that `views` frames take in a prompt."""
-        rows, columns = self.seen_grid
-        return views * rows * (columns + 1)
 
     def prompt_positions(
         self, input_ids: Int[Tensor, "b n"], mask: Int[Tensor, "b n"], video_grid_thw: Tensor | None = None

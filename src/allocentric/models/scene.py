@@ -20,46 +20,7 @@ from transformers.cache_utils import DynamicLayer
 
 from allocentric.answer import Answer, split_notes
 from allocentric.models.processor import SpatialMLLMProcessor
-from allocentric.readers import Source
-from allocentric.sampling import points_from_depth, points_from_vggt, sample, space_aware, uniform
 from allocentric.views import Views
-
-
-def watch(
-    model: PreTrainedModel,
-    processor: SpatialMLLMProcessor,
-    source: Views | Source,
-    frames: int = 16,
-    sampling: str = "uniform",
-    vggt: nn.Module | None = None,
-    cache: "SceneCache | None" = None,
-) -> "Scene":
-    """Choose `frames` views of what is at `source` and encode them, once, for any number of questions.
-
-    sampling  "uniform" or "space_aware" (`allocentric.sampling`).
-    vggt      a VGGT with its heads, for space-aware sampling of what has no measured depth and poses.
-    cache     where scenes are kept: the same frames are not encoded twice.
-    """
-    if not isinstance(source, Views):
-        _, views = sample(source, frames, sampling, model=vggt)
-    elif sampling == "uniform":
-        views = source.select(uniform(len(source), frames))
-    elif sampling == "space_aware":
-        views = source.select(list(_cover(source, frames, vggt)))
-    else:
-        raise ValueError(f"sampling: found {sampling!r}, expected 'uniform' or 'space_aware'")
-    return Scene.encode(model, processor, views) if cache is None else cache.watch(model, processor, views)
-
-
-def _cover(views: Views, frames: int, vggt: nn.Module | None) -> tuple[int, ...]:
-    if views.depth is not None and views.intrinsics is not None and views.camera_to_world is not None:
-        points, mask = points_from_depth(views)
-        return space_aware(points, frames, mask=mask, times=views.times).indices
-    if vggt is None:
-        name = views.source or "views"
-        raise ValueError(f"{name}: found no depth and poses; space-aware sampling then needs a VGGT, expected vggt=")
-    points, confidence = points_from_vggt(vggt, views)
-    return space_aware(points, frames, confidence, times=views.times).indices
 
 
 class SharedPrefixLayer(DynamicLayer):

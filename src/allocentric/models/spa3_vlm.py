@@ -27,8 +27,9 @@ from transformers import BatchFeature, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from allocentric.encoders.layers import ZeroLinear
 from allocentric.encoders.spa3r import Spa3RConfig, Spa3REncoder, load_spa3r, resize
-from allocentric.fusion.cross_attention import CrossAttentionConnector, ZeroLinear
+from allocentric.fusion.cross_attention import CrossAttentionConnector
 from allocentric.models.loading import load_weights, make_config, read_config
 from allocentric.models.processor import SpatialMLLMProcessor
 from allocentric.models.scene import weights_id

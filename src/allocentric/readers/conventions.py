@@ -5,15 +5,15 @@ convention. Readers in this package convert while they read; this is for data th
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 
-from allocentric.geometry.boxes import Box3D, OrientedBox, as_oriented, oriented_corners, oriented_to_array
+from allocentric.geometry.boxes import Box3D, as_oriented, oriented_corners, oriented_to_array
 from allocentric.geometry.cameras import project
-from allocentric.geometry.canonical import first_camera_frame, move_box
+from allocentric.geometry.canonical import first_camera_frame, rotation_to_z
 from allocentric.readers.oriented import Numbers, upright_box
 from allocentric.scenes import AnnotatedScene
 
@@ -58,7 +58,7 @@ class Convention:
                 f"alignment: found {'one' if alignment is not None else 'none'}, expected {'one' if self.align else 'none'}"
             )
         motion = np.eye(4)
-        motion[:3, :3] = rotation_to_z(self.up)
+        motion[:3, :3] = rotation_to_z(np.array(AXES[self.up], dtype=np.float64))
         if alignment is not None:
             aligned = np.array(alignment, dtype=np.float64)
             aligned[:3, 3] *= unit
@@ -95,16 +95,6 @@ CONVENTIONS = {
     "hypersim": Convention(unit=None, camera="opengl"),
     "replica": Convention(),
 }
-
-
-def rotation_to_z(up: str) -> Float[np.ndarray, "3 3"]:
-    """The rotation of least angle that takes an axis to z; half a turn about x for "-z"."""
-    if up == "-z":
-        return np.diag([1.0, -1.0, -1.0])
-    source, z = np.array(AXES[up], dtype=np.float64), np.array([0.0, 0.0, 1.0])
-    cross = np.cross(source, z)
-    k = np.array([[0, -cross[2], cross[1]], [cross[2], 0, -cross[0]], [-cross[1], cross[0], 0]])
-    return np.eye(3) + k + k @ k / (1 + source @ z)
 
 
 # Metres between which the median of the longest side of all things of a kind lies in any home.
@@ -208,24 +198,3 @@ def reprojects(overlaps: Float[np.ndarray, " n"]) -> bool:
     """Whether enough boxes fall where their 2D boxes say (spec 7.1: IoU of 0.5 on 90 %)."""
     good: Bool[np.ndarray, " n"] = overlaps >= OVERLAP
     return bool(good.mean() >= SHARE) if len(good) else True
-
-
-def into_first_camera(scene: AnnotatedScene) -> AnnotatedScene:
-    """The scene in its first camera's level frame (`geometry.canonical`): boxes, poses and floor."""
-    if scene.camera_to_world is None or len(scene.camera_to_world) == 0:
-        raise ValueError(f"scene {scene.name}: expected camera poses, found none")
-    frame = first_camera_frame(scene.camera_to_world[0])
-    return replace(
-        scene,
-        objects=tuple(replace(o, box=move_box(o.box, frame), oriented=_moved(o.oriented, frame)) for o in scene.objects),
-        camera_to_world=frame @ scene.camera_to_world,
-        floor=tuple(np.asarray(polygon) @ frame[:2, :2].T + frame[:2, 3] for polygon in scene.floor),
-    )
-
-
-def _moved(box: OrientedBox | None, motion: Float[np.ndarray, "4 4"]) -> OrientedBox | None:
-    """A box turned in any way after a rigid motion."""
-    if box is None:
-        return None
-    center, axes = motion[:3, :3] @ np.array(box.center) + motion[:3, 3], np.array(box.axes) @ motion[:3, :3].T
-    return replace(box, center=tuple(center.tolist()), axes=tuple(map(tuple, axes.tolist())))

@@ -50,6 +50,9 @@ def _box(entry: object, where: str) -> Box3D:
     numbers = numbers if len(numbers) == 7 else [*numbers, 0.0]
     if len(numbers) != 7 or not np.isfinite(numbers).all() or min(numbers[3:6]) <= 0:
         raise ValueError(f"{where}: found {entry!r}, expected 6 or 7 finite numbers with positive sides")
+    numeric = isinstance(score, (int, float)) and not isinstance(score, bool) and np.isfinite(score)
+    if not isinstance(label, str) or not (score is None or numeric):
+        raise ValueError(f"{where}: found label {label!r} and score {score!r}, expected text and a finite number")
     return Box3D(tuple(numbers[:3]), tuple(numbers[3:6]), numbers[6], label, score)
 
 

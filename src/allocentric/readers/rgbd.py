@@ -25,6 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from allocentric.geometry.canonical import rotation_to_z
 from allocentric.readers.choose import chosen_frames
 from allocentric.readers.images import natural_key, read_image
 from allocentric.readers.posed import DROP_HINT, read_depth, read_matrix, register
@@ -175,12 +176,6 @@ def _turn_up(up: Sequence[float | int]) -> Float[Tensor, "4 4"]:
     direction = np.asarray(up, dtype=np.float64)
     if direction.shape != (3,) or not np.isfinite(direction).all() or not np.linalg.norm(direction) > 0:
         raise ValueError(f"up: expected a direction of three numbers, found {up}")
-    a, b = direction / np.linalg.norm(direction), np.array([0.0, 0.0, 1.0])
-    v, c = np.cross(a, b), a @ b
     turn = np.eye(4)
-    if c < -1 + 1e-12:
-        turn[:3, :3] = np.diag([1.0, -1.0, -1.0])
-    else:
-        cross = np.array([[0, -v[2], v[1]], [v[2], 0, -v[0]], [-v[1], v[0], 0]])
-        turn[:3, :3] += cross + cross @ cross / (1 + c)
+    turn[:3, :3] = rotation_to_z(direction / np.linalg.norm(direction))
     return torch.from_numpy(turn)

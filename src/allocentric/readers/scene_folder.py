@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from allocentric.readers.faults import check_options
 from allocentric.readers.images import list_images, open_images
 from allocentric.readers.rgbd import is_rgbd_folder, open_rgbd
 from allocentric.readers.video import open_video
@@ -33,11 +34,12 @@ def open_scene_folder(
     folder = Path(path)
     document = load_document(folder)
     pictures = pictures_of(folder)
-    if pictures.name == "rgbd":
+    read = {"rgbd": open_rgbd, "video.mp4": open_video, "images": open_images}[pictures.name]
+    check_options(read, options, folder)
+    if read is open_rgbd:
         if max_side is not None:
             raise ValueError(f"{folder}: max_side is for videos and images; an RGB-D capture is read at its own size")
         return replace(open_rgbd(pictures, frames, **options), source=str(folder))
-    read = open_video if pictures.name == "video.mp4" else open_images
     views = read(pictures, frames, max_side=max_side, **options)
     camera = document.get("camera")
     if camera is None:

@@ -10,9 +10,9 @@ from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import dijkstra
 
 from allocentric.rooms.layout import CELL, Room
-from allocentric.rooms.mesh import Real
 
 Rng = np.random.Generator
+TRIES = 5  # random walks of which the best is taken
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def _path(free: np.ndarray, cost: np.ndarray, stops: list[tuple[int, int]]) -> n
     return cells[out]
 
 
-def plan_walk(room: Room, rng: Rng, tries: int = 5, seconds: float | None = None) -> Walk:
+def plan_walk(room: Room, rng: Rng) -> Walk:
     """The best of a few random walks: the one whose sixteen even samples see most objects, and those most often.
 
     One room is filmed from its sides, looking across it, or (one time in twelve) from within, turning around. Several rooms are
@@ -92,9 +92,7 @@ def plan_walk(room: Room, rng: Rng, tries: int = 5, seconds: float | None = None
     rooms = _room_masks(room, free, origin)
     across = len(rooms) == 1 and rng.random() < 0.92
     draw = _look_across if across else _draw
-    candidates = [draw(room, free, depth, origin, rooms, rng, seconds) for _ in range(tries)]
-    if tries == 1:
-        return candidates[0]
+    candidates = [draw(room, free, depth, origin, rooms, rng) for _ in range(TRIES)]
     from allocentric.rooms.raycast import quick_visibility
 
     def score(w: Walk) -> float:
@@ -108,13 +106,7 @@ def plan_walk(room: Room, rng: Rng, tries: int = 5, seconds: float | None = None
 
 
 def _look_across(
-    room: Room,
-    free: np.ndarray,
-    depth: np.ndarray,
-    origin: np.ndarray,
-    rooms: list[np.ndarray],
-    rng: Rng,
-    seconds: float | None,
+    room: Room, free: np.ndarray, depth: np.ndarray, origin: np.ndarray, rooms: list[np.ndarray], rng: Rng
 ) -> Walk:
     """A few steps along the side of a room, looking to its middle and from there left and right."""
     cells = np.argwhere(rooms[0])
@@ -144,7 +136,7 @@ def _look_across(
     ahead = middle + rng.normal(0, 0.4, 2) - xy
     sweep = np.radians(rng.uniform(12, 36)) * np.sin(2 * pi * (rng.uniform(0.45, 0.9) * s + rng.uniform()))
     yaw = ndimage.gaussian_filter1d(np.unwrap(np.arctan2(ahead[:, 1], ahead[:, 0])) + sweep, grain * 0.018, mode="nearest")
-    return _hand_held(room, points, times, yaw, rng, seconds)
+    return _hand_held(room, points, times, yaw, rng)
 
 
 def _room_masks(room: Room, free: np.ndarray, origin: np.ndarray) -> list[np.ndarray]:
@@ -156,9 +148,7 @@ def _room_masks(room: Room, free: np.ndarray, origin: np.ndarray) -> list[np.nda
     return out
 
 
-def _draw(
-    room: Room, free: np.ndarray, depth: np.ndarray, origin: np.ndarray, rooms: list[np.ndarray], rng: Rng, seconds: Real | None
-) -> Walk:
+def _draw(room: Room, free: np.ndarray, depth: np.ndarray, origin: np.ndarray, rooms: list[np.ndarray], rng: Rng) -> Walk:
     order = list(range(len(rooms)))
     if len(order) > 1:
         if len(order) == 3:  # rooms 1 and 2 both open into room 0
@@ -168,21 +158,10 @@ def _draw(
     turn = 1.0 if rng.random() < 0.5 else -1.0
     total, start = rng.uniform(310, 400) * pi / 180, rng.uniform(-pi, pi)
     if len(order) == 1 and rng.random() < 0.8:
-        return _finish(
-            room,
-            free,
-            depth,
-            origin,
-            order,
-            _around(room, free, depth, origin, start, turn * total, rng),
-            start,
-            turn,
-            total,
-            rng,
-            seconds,
-        )
+        stops = _around(room, free, depth, origin, start, turn * total, rng)
+        return _finish(room, free, depth, origin, order, stops, start, turn, total, rng)
     reach = rng.uniform(1.5, 3.2)
-    stops: list[tuple[int, int]] = []
+    stops = []
     for k in order:
         cells = np.argwhere(rooms[k])
         chance = depth[rooms[k]] ** 0.7
@@ -193,7 +172,7 @@ def _draw(
                 chance = np.exp(-(((d - reach / 2) / 0.35) ** 2)) * depth[rooms[k]] ** 0.5 + 1e-9
                 pick = cells[rng.choice(len(cells), p=chance / chance.sum())]
             stops.append((int(pick[0]), int(pick[1])))
-    return _finish(room, free, depth, origin, order, stops, start, turn, total, rng, seconds)
+    return _finish(room, free, depth, origin, order, stops, start, turn, total, rng)
 
 
 def _around(
@@ -230,7 +209,6 @@ def _finish(
     turn: float,
     total: float,
     rng: Rng,
-    seconds: Real | None,
 ) -> Walk:
     """A path through the stops, a heading and a hand."""
     cells = _path(free, 1.0 + 3.0 / (depth + 0.5), stops)
@@ -264,12 +242,12 @@ def _finish(
     else:
         yaw = _multi_room_heading(room, xy, s, order, turn, rng)
     yaw = ndimage.gaussian_filter1d(yaw, grain * 0.018, mode="nearest")
-    return _hand_held(room, points, times, yaw, rng, seconds)
+    return _hand_held(room, points, times, yaw, rng)
 
 
-def _hand_held(room: Room, points: np.ndarray, times: np.ndarray, yaw: np.ndarray, rng: Rng, seconds: float | None) -> Walk:
+def _hand_held(room: Room, points: np.ndarray, times: np.ndarray, yaw: np.ndarray, rng: Rng) -> Walk:
     """The path as a person with a phone would film it: height, slight downward pitch, shake."""
-    duration = seconds if seconds is not None else float(rng.uniform(14, 26))
+    duration = float(rng.uniform(14, 26))
     shake = np.zeros((5, 3, 3))
     for axis, size in enumerate((0.012, 0.014, 0.012, 0.012, 0.0)):
         shake[axis, :, 0] = size * rng.uniform(0.3, 1.0, 3) * (1.0, 0.6, 0.25)

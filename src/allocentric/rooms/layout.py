@@ -9,7 +9,7 @@ from embreex.rtcore_scene import EmbreeScene
 from jaxtyping import Bool, Float, Int
 from scipy import ndimage
 
-from allocentric.geometry.boxes import Box3D
+from allocentric.geometry.boxes import Box3D, box_corners
 from allocentric.rooms import furniture as make
 from allocentric.rooms.furniture import CATALOG, FIXTURES, Kind
 from allocentric.rooms.mesh import TEXTURES, Material, Mesh, Pair, Real, Triple
@@ -523,13 +523,11 @@ class _Placer:
     def room(self) -> int:
         return int(self.rng.choice(len(self.share), p=self.share))
 
-    def at_wall(
-        self, label: str, mesh: Mesh, z: Real = 0.0, gap: Real | None = None, tries: int = 14, room: int | None = None
-    ) -> Furniture | None:
+    def at_wall(self, label: str, mesh: Mesh, z: Real = 0.0, gap: Real | None = None, tries: int = 14) -> Furniture | None:
         """Back against a random wall, facing in."""
         rng, (lo, hi) = self.rng, _bounds(mesh)
         w, d = hi[0] - lo[0], hi[1] - lo[1]
-        room = self.room() if room is None else room
+        room = self.room()
         edges = self.edges[room]
         lengths = np.array([e[3] for e in edges])
         chance = lengths * (lengths > w + 0.04)
@@ -694,15 +692,6 @@ def varied(mesh: Mesh, rng: Rng) -> Mesh:
 def _bounds(mesh: Mesh) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"]]:
     points = np.concatenate(mesh.parts).reshape(-1, 3)
     return points.min(axis=0), points.max(axis=0)
-
-
-def box_corners(box: Box3D) -> Float[np.ndarray, "8 3"]:
-    """Corners of an upright box, metres."""
-    signs = np.array([(i, j, k) for i in (-0.5, 0.5) for j in (-0.5, 0.5) for k in (-0.5, 0.5)])
-    local = signs * np.asarray(box.size)
-    c, s = cos(box.yaw), sin(box.yaw)
-    turned = np.stack([local[:, 0] * c - local[:, 1] * s, local[:, 0] * s + local[:, 1] * c, local[:, 2]], axis=1)
-    return turned + np.asarray(box.center)
 
 
 def footprints_touch(

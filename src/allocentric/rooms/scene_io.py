@@ -63,7 +63,8 @@ def write_video(
         (seed, style, a, min(a + span, total), total, seconds, height, width, samples, gain[a : a + span])
         for a in range(0, total, span)
     ]
-    workers = min(len(jobs), workers or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(len(jobs), workers or cores)
     marked = np.unique(np.round(np.linspace(0, total - 1, min(annotated_frames, total))).astype(int))
     seen = np.zeros((len(marked), len(room.objects)))
     with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as scratch:
@@ -97,7 +98,7 @@ def write_video(
         scene = replace(room.annotate(seen, poses[marked], MIN_VISIBLE), times=marked / fps)
         camera = {"width": width, "height": height, "intrinsics": k.tolist()}
         save_scene(scene, work / "scene.json", camera)
-        if posed_rgbd and (folder / "rgbd").exists():
+        if (folder / "rgbd").exists():  # of another walk: readers would take it before the video
             shutil.rmtree(folder / "rgbd")
         for item in sorted(work.iterdir()):
             os.replace(item, folder / item.name)

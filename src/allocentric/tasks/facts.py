@@ -119,8 +119,3 @@ def bearings(points: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n n"]:
     """Direction from point i to point j in radians, counter-clockwise from the x axis."""
     offset = points[None, :] - points[:, None]
     return np.arctan2(offset[..., 1], offset[..., 0])
-
-
-def wrap(angle: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-    """The same angle in (-pi, pi]."""
-    return np.pi - (np.pi - angle) % (2 * np.pi)

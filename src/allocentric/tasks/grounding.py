@@ -15,10 +15,11 @@ import numpy as np
 from jaxtyping import Bool
 
 from allocentric.geometry.boxes import Box3D, box_distance, box_iou, boxes_to_array, into_footprint_frame
+from allocentric.geometry.canonical import wrap
 from allocentric.models.grounding import grounding_prompt
 from allocentric.scenes import AnnotatedScene
 from allocentric.tasks.base import Question, Task
-from allocentric.tasks.facts import bearings, centers, pair_distances, seen, unique_objects, wrap
+from allocentric.tasks.facts import bearings, centers, pair_distances, seen, unique_objects
 
 # {t} is what is meant, {a} and {b} are objects that are the only ones of their category. Only sentences that hold for one viewpoint
 # may use a word of VIEW_WORDS: that is how ReferIt3D tells them apart.

@@ -109,15 +109,15 @@ def f1_score(boxes: Sequence[Box3D], truth: Sequence[Box3D], profile: str = "off
     return low, high
 
 
-def choose_boxes(scores: Float[torch.Tensor, " n_plus_1"], boxes: Sequence[Box3D], mass: float = 0.4) -> list[Box3D]:
+def choose_boxes(scores: Float[torch.Tensor, " n_plus_1"], boxes: Sequence[Box3D]) -> list[Box3D]:
     """Video-3D-LLM's choice among n proposals from n + 1 scores, the last of which means "none".
 
-    Nothing when "none" scores highest; otherwise the likeliest boxes until their probability (temperature 0.07) reaches `mass`.
+    Nothing when "none" scores highest; otherwise the likeliest boxes until their probability (temperature 0.07) reaches 0.4.
     """
     if len(scores) != len(boxes) + 1:
         raise ValueError(f"scores: found {len(scores)} for {len(boxes)} boxes, expected one more than boxes")
     if int(scores.argmax()) == len(boxes):
         return []
     likely, order = torch.softmax(scores / 0.07, dim=0)[:-1].sort(descending=True)
-    count = int((likely.cumsum(0) < mass).sum()) + 1
+    count = int((likely.cumsum(0) < 0.4).sum()) + 1
     return [boxes[i] for i in order[:count].tolist()]

@@ -56,7 +56,7 @@ def rouge_l(candidate: str, references: Sequence[str], beta: float = 1.2) -> flo
     """
     said = candidate.split(" ")
     options = [reference.split(" ") for reference in references]
-    shared = [_longest_common_subsequence(option, said) for option in options]
+    shared = [longest_common_subsequence(option, said) for option in options]
     precision = max(s / len(said) for s in shared)
     recall = max(s / len(option) for s, option in zip(shared, options, strict=True))
     if not precision or not recall:
@@ -64,12 +64,13 @@ def rouge_l(candidate: str, references: Sequence[str], beta: float = 1.2) -> flo
     return (1 + beta**2) * precision * recall / (recall + beta**2 * precision)
 
 
-def _longest_common_subsequence(a: list[str], b: list[str]) -> int:
+def longest_common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
+    """Length of the longest sequence that is left of both, of words or of characters, when some are struck out."""
     row = [0] * (len(b) + 1)
-    for word in a:
+    for x in a:
         diagonal = 0
-        for j, other in enumerate(b, start=1):
-            diagonal, row[j] = row[j], diagonal + 1 if word == other else max(row[j], row[j - 1])
+        for j, y in enumerate(b, start=1):
+            diagonal, row[j] = row[j], diagonal + 1 if x == y else max(row[j], row[j - 1])
     return row[-1]
 
 

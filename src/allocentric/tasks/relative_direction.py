@@ -6,9 +6,10 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from allocentric.geometry.boxes import oriented_corners, oriented_to_array
+from allocentric.geometry.canonical import wrap
 from allocentric.scenes import AnnotatedScene
 from allocentric.tasks.base import Question, multiple_choice
-from allocentric.tasks.facts import bearings, centers, oriented_box, pair_distances, the_box, unique_objects, wrap
+from allocentric.tasks.facts import bearings, centers, oriented_box, pair_distances, the_box, unique_objects
 from allocentric.tasks.vsibench import VSITask
 
 NEAREST, FARTHEST = 0.3, 5.0  # metres between the boxes of any two of the three objects

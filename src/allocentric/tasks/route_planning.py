@@ -8,10 +8,11 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from allocentric.geometry.boxes import boxes_to_array, into_footprint_frame
-from allocentric.geometry.floor import legs_on_floor
+from allocentric.geometry.canonical import wrap
+from allocentric.geometry.floor import HIGH, LOW, legs_on_floor
 from allocentric.scenes import AnnotatedScene
 from allocentric.tasks.base import Question, multiple_choice
-from allocentric.tasks.facts import bearings, pair_distances, unique_objects, wrap
+from allocentric.tasks.facts import bearings, pair_distances, unique_objects
 from allocentric.tasks.vsibench import VSITask
 
 TURNS = ("Turn Left", "Turn Right", "Turn Back")
@@ -21,7 +22,6 @@ FACING = 0.3  # metres at least between an object and what one faces when standi
 LEG = 0.6, 8.0  # metres of floor between two stops
 STOP_SHORT = 0.2  # metres that a walk keeps from what it leads to,
 HALF_WIDTH = 0.05  # and from what it passes: next to nothing, since it can sidestep
-LOW, HIGH = 0.15, 1.2  # metres above the ground: what lies in between is in the way
 
 
 @dataclass(frozen=True)

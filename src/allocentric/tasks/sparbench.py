@@ -9,6 +9,7 @@ import numpy as np
 from allocentric.tasks.base import Benchmark, Question, Record, averages
 from allocentric.tasks.choices import listed_options
 from allocentric.tasks.files import check_ids, field, official_files, read_rows, unpack
+from allocentric.tasks.vsibench import to_float
 
 LOW = tuple(f"{what}_prediction_{kind}{views}" for what in ("depth", "distance") for kind in ("oc", "oo") for views in ("", "_mv"))
 MIDDLE = ("view_change_infer", "position_matching", "camera_motion_infer")
@@ -98,7 +99,7 @@ class SPARBench(Benchmark):
     def score(self, question: Question, prediction: str, profile: str = "") -> float:
         found = self.parse(prediction, question.task)
         if question.task in LOW:
-            truth = _to_float(question.answer)
+            truth = to_float(question.answer)
             if self.check(profile) == "lmms_eval_0_7_3" or found is None or truth is None:
                 return 0.0
             return relative_accuracy(found, truth)
@@ -125,7 +126,7 @@ def read_number(text: str, several_views: bool) -> float | None:
     numbers = re.findall(r"(?<!\^)\d+\.\d+|(?<!\^)\d+", text)
     if not numbers:
         return -1.0 if several_views else None
-    return _to_float(numbers[-1 if several_views else 0])
+    return to_float(numbers[-1 if several_views else 0])
 
 
 def relative_accuracy(number: float, truth: float) -> float:
@@ -140,7 +141,7 @@ def read_motions(text: str) -> dict[str, float] | None:
     pairs = [item.split(":") for item in text.split(",")]
     if any(len(pair) != 2 for pair in pairs):
         return None
-    values = [_to_float(value) for _, value in pairs]
+    values = [to_float(value) for _, value in pairs]
     return None if None in values else {name: value for (name, _), value in zip(pairs, values, strict=True)}
 
 
@@ -148,10 +149,3 @@ def motion_score(motions: dict[str, float], truth: dict[str, float]) -> float:
     """Mean over five axes of the relative accuracy of the net motion, the prediction taken as the reference, as published."""
     net = [[m.get(plus, 0.0) - m.get(minus, 0.0) for plus, minus in AXES] for m in (motions, truth)]
     return float(np.mean([relative_accuracy(right, said) for said, right in zip(*net, strict=True)]))
-
-
-def _to_float(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None

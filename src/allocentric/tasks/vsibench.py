@@ -94,7 +94,7 @@ def vsi_score(task: str, truth: str, prediction: str, profile: str = "official")
     """
     if task in NUMERIC:
         number = read_number(prediction, profile)
-        target = _to_float(_clean_spatial_mllm(truth) if profile in SPATIAL_MLLM else truth)
+        target = to_float(_clean_spatial_mllm(truth) if profile in SPATIAL_MLLM else truth)
         if number is None or target is None or np.isnan(target):
             return 0.0
         return mean_relative_accuracy(number, target, profile)
@@ -135,11 +135,11 @@ def read_letter(text: str, profile: str = "official") -> str | None:
 def read_number(text: str, profile: str = "official") -> float | None:
     """The number a profile reads; None when it finds none."""
     if profile in SPATIAL_MLLM:
-        return _to_float(_clean_spatial_mllm(text).replace(",", ""))
+        return to_float(_clean_spatial_mllm(text).replace(",", ""))
     if profile == "vlmevalkit":
         return _vlmevalkit_number(text)
     text = _stripped(profile, text)
-    return _to_float(_first_word(text)) if profile == "official" else _first_number(text)
+    return to_float(_first_word(text)) if profile == "official" else _first_number(text)
 
 
 def _stripped(profile: str, text: str) -> str:
@@ -155,7 +155,8 @@ def _first_word(text: str) -> str:
     return text.split(" ")[0].rstrip(".").strip()
 
 
-def _to_float(text: str) -> float | None:
+def to_float(text: str) -> float | None:
+    """The number that a text is as a whole; None when it is none."""
     try:
         return float(text)
     except ValueError:

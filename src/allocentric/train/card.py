@@ -20,12 +20,13 @@ from allocentric.evaluate.rooms import (
     read_rows,
     room_questions,
     summary,
+    training_questions,
     worked_out,
 )
+from allocentric.files import whole_folder, write_whole
 from allocentric.model import HEADS_FILE
 from allocentric.models.processor import SpatialMLLMProcessor
 from allocentric.models.spatial_mllm import load_spatial_mllm
-from allocentric.tasks import make_questions
 from allocentric.train.geometry import geometry_errors
 from allocentric.train.recipe import Recipe
 from allocentric.train.shards import RoomShards, RoomsSpec, write_rooms
@@ -45,11 +46,12 @@ class CardPlan:
 def export(out: Path, folder: Path) -> None:
     """Write nano as the package ships it: bfloat16 weights, processor, and the VGGT heads that sampling needs."""
     model = load_spatial_mllm(out / "nano", dtype=torch.float32).to(torch.bfloat16)
-    model.save_pretrained(folder)
-    SpatialMLLMProcessor.from_pretrained(out / "nano").save_pretrained(folder)
     vggt = load_file(out / "geometry" / "vggt.safetensors")
     heads = {name: tensor.to(torch.bfloat16) for name, tensor in vggt.items() if not name.startswith("aggregator.")}
-    save_file(heads, folder / HEADS_FILE)
+    with whole_folder(folder) as unfinished:
+        model.save_pretrained(unfinished)
+        SpatialMLLMProcessor.from_pretrained(out / "nano").save_pretrained(unfinished)
+        save_file(heads, unfinished / HEADS_FILE)
 
 
 def unpack(package: Path, out: Path) -> None:
@@ -102,10 +104,7 @@ def make_card(
             file = out / "answers" / f"{style}-{name}.jsonl"
             progress(f"{name} ({style})", ask_rooms(model, processor, shards, asked, file, blind=name == "blind"))
             rows[name] = read_rows(file)
-        drawn = [
-            q for i in range(min(400, len(training))) for q in make_questions(training[i].scene, np.random.default_rng([1, i]), 2)
-        ]
-        rows["constant answer"] = constant_rows(drawn, asked)
+        rows["constant answer"] = constant_rows(training_questions(training), asked)
         rows["chance"] = chance_rows(asked)
         seeing = [name for name in ("nano", "2d-only") if name in rows]
         parts.append(_table(rows | {f"{name}, worked out": worked_out(rows[name]) for name in seeing}, plan.rooms))
@@ -114,7 +113,7 @@ def make_card(
         errors = geometry_errors(vggt, shards, min(50, plan.rooms))
         parts.append("\nIts VGGT alone, median error: " + ", ".join(f"{name} {value:.2f}" for name, value in errors.items()) + ".")
     text = "\n".join(parts) + "\n"
-    (out / "card.md").write_text(text)
+    write_whole(out / "card.md", text)
     return text
 
 

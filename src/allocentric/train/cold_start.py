@@ -14,7 +14,7 @@ import json
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ import numpy as np
 from PIL import Image
 
 from allocentric.answer import split_notes
+from allocentric.files import write_whole
 from allocentric.graph.programs import ask_graph
 from allocentric.graph.scene_graph import SceneGraph
 from allocentric.model import Model
@@ -31,6 +32,7 @@ from allocentric.rooms import load_scene
 from allocentric.scenes import AnnotatedScene
 from allocentric.tasks import VSI_TASKS
 from allocentric.tasks.base import Question
+from allocentric.tasks.files import load_json
 from allocentric.tasks.notes import with_notes
 from allocentric.train.grpo import Asked, complete
 from allocentric.train.questions import Posed, question_line, read_questions, see
@@ -199,14 +201,22 @@ def program_teacher(program: Program = by_geometry, form: str = "answer_tags") -
 
 
 def collect(
-    questions: Sequence[Posed], teacher: Teacher, file: Path, form: str = "answer_tags", workers: int = 1
+    questions: Sequence[Posed],
+    teacher: Teacher,
+    file: Path,
+    form: str = "answer_tags",
+    workers: int = 1,
+    settings: Mapping[str, object] | None = None,
 ) -> Iterator[tuple[int, int]]:
     """Ask the teacher every question that `file` (JSONL) has no traces of, appending as they come; yields (done, questions).
 
-    `workers` questions are under way at a time, for servers.
+    workers    questions under way at a time, for servers.
+    settings   who the teacher is and how it is asked, as plain JSON types; traces that were made otherwise are refused.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     done = {trace.number for trace in read_traces(file, questions)}
+    if settings is not None:
+        keep_settings(file, settings)
     left = [number for number in range(len(questions)) if number not in done]
     yield len(done), len(questions)
 
@@ -225,6 +235,20 @@ def collect(
                 yield count, len(questions)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def keep_settings(file: Path, settings: Mapping[str, object]) -> None:
+    """Write down, beside the traces in `file`, how they are made. Traces made otherwise are an error: they would pass for new ones.
+
+    Traces without such a record are older than it, and are taken as they are.
+    """
+    record = file.with_name(file.name + ".json")
+    if file.exists() and record.exists():
+        kept = load_json(record)
+        if other := [name for name in {**settings, **kept} if kept.get(name) != settings.get(name)]:
+            found, expected = (", ".join(f"{name} {made.get(name, 'none')}" for name in other) for made in (kept, settings))
+            raise ValueError(f"{file}: found traces of {found}, expected {expected}; take another --out")
+    write_whole(record, json.dumps(settings, indent=1) + "\n")
 
 
 def score_trace(question: Question, text: str, form: str = "answer_tags") -> float:
@@ -285,9 +309,17 @@ def write_conversations(
 
 
 def cold_start(
-    questions: Sequence[Posed], teacher: Teacher, out: Path, form: str = "answer_tags", workers: int = 1
+    questions: Sequence[Posed],
+    teacher: Teacher,
+    out: Path,
+    form: str = "answer_tags",
+    workers: int = 1,
+    settings: Mapping[str, object] | None = None,
 ) -> Iterator[tuple[int, int]]:
-    """Collect, select and write: traces of all questions to OUT.traces, the selection to `out`. Yields progress."""
+    """Collect, select and write: traces of all questions to OUT.traces, the selection to `out`. Yields progress.
+
+    What they are made by is kept in OUT.traces.json: see `collect`.
+    """
     traces = out.with_name(out.name + ".traces")
-    yield from collect(questions, teacher, traces, form, workers)
+    yield from collect(questions, teacher, traces, form, workers, settings)
     write_conversations(select(read_traces(traces, questions)), questions, out, form)

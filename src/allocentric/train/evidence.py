@@ -32,12 +32,13 @@ from transformers import TrainerCallback
 
 from allocentric.answer import END_THINK, THINK
 from allocentric.evaluate.answers import Row, read_rows
-from allocentric.evaluate.rooms import ask_rooms, chance_rows, constant_rows, room_questions
+from allocentric.evaluate.rooms import ask_rooms, chance_rows, constant_rows, room_questions, training_questions
 from allocentric.evaluate.statistics import Averages, averages, bootstrap, interval
+from allocentric.files import write_whole
 from allocentric.models.processor import SpatialMLLMProcessor
 from allocentric.models.spatial_mllm import SpatialMLLMConfig, load_spatial_mllm
 from allocentric.processes import mistakes_in_one_line
-from allocentric.tasks import TRAINING_TASKS, Question, make_questions
+from allocentric.tasks import TRAINING_TASKS, Question
 from allocentric.train import cold_start
 from allocentric.train.card import HELD_OUT_SEED
 from allocentric.train.features import RoomFeatures
@@ -110,7 +111,7 @@ def gather(plan: Plan, show: Show) -> str:
             processor = SpatialMLLMProcessor.from_pretrained(plan.model(arm, seed))
             show(run_name(arm, seed), ask_rooms(model, processor, shards, questions, plan.answers(arm, seed)))
     text = report(plan, questions)
-    (plan.out / "report.md").write_text(text, encoding="utf-8")
+    write_whole(plan.out / "report.md", text)
     return text
 
 
@@ -260,7 +261,7 @@ def report(plan: Plan, questions: Sequence[Sequence[Question]]) -> str:
     single = {name: averages(some) for name, some in rows.items()}
     drawn = bootstrap(rows, scenes=[str(room) for room in range(plan.heldout)])
     learned = {seed: logs[run_name("GRPO", seed)] for seed in plan.seeds}
-    (plan.out / "curves.svg").write_text(curves(learned), encoding="utf-8")
+    write_whole(plan.out / "curves.svg", curves(learned))
     parts = [
         head(plan, logs, sum(map(len, questions))),
         scores(plan, single, over_seeds(plan, drawn), logs, questions),
@@ -319,8 +320,8 @@ def scores(
 ) -> str:
     """Per task and macro, arm beside arm, and what answers without looking score."""
     shards = RoomShards(plan.run / "rooms", plan.grpo.rooms.rooms)
-    known = [q for i in range(min(400, len(shards))) for q in make_questions(shards[i].scene, np.random.default_rng([1, i]), 2)]
-    blind = {"constant answer": averages(constant_rows(known, questions)), "chance": averages(chance_rows(questions))}
+    constant = constant_rows(training_questions(shards), questions)
+    blind = {"constant answer": averages(constant), "chance": averages(chance_rows(questions))}
     means = over_seeds(plan, single) | blind
     lines = ["## Scores", "", "| | " + " | ".join(means) + " |", "|---" * (1 + len(means)) + "|"]
     for i, task in enumerate(means["sft"].names):

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from allocentric.files import write_whole
 from allocentric.models.patches import patchify
 from allocentric.models.scene import weights_id
 from allocentric.scenes import AnnotatedScene
@@ -46,15 +47,13 @@ def write_features(folder: Path, model: nn.Module, shards: RoomShards, mirrored:
                 continue
             value = value.view(len(rows), -1, value.shape[-1]).to(torch.float16).cpu().numpy()
             if part not in files:
-                mode = "r+" if (folder / f"{part}.npy").exists() else "w+"
+                mode = "r+" if rows.start > 0 else "w+"  # from nothing: what lies there is of a run that wrote no progress
                 files[part] = np.lib.format.open_memmap(folder / f"{part}.npy", mode, np.float16, (total, *value.shape[1:]))
             files[part][rows.start : rows.stop] = value
         done = rows.stop
         for file in files.values():
             file.flush()
-        partial = progress.with_suffix(".part")
-        partial.write_text(json.dumps(wanted | {"done": done}))
-        partial.replace(progress)
+        write_whole(progress, json.dumps(wanted | {"done": done}))
         yield done, total
 
 

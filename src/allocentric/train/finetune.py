@@ -28,6 +28,7 @@ from transformers import (
 
 from allocentric.encoders.spa3r import Spa3R, Spa3RConfig, save_spa3r
 from allocentric.encoders.vggt import VGGT, VGGTConfig
+from allocentric.files import part_of, put
 from allocentric.models import spa3_vlm
 from allocentric.models.loading import read_config
 from allocentric.models.processor import SpatialMLLMProcessor
@@ -146,12 +147,14 @@ def collate_with(processor: SpatialMLLMProcessor) -> Callable[[Sequence[dict]], 
 def train_and_save(trainer: Trainer, recipe: FineTune, out: Path, processor: SpatialMLLMProcessor) -> None:
     """Train from the newest checkpoint; save the model, with the adapters merged into it, and what was logged."""
     trainer.train(resume_from_checkpoint=resume_point(out / "checkpoints"))
-    trainer.save_model(out / "adapters" if recipe.lora else out / "model")
+    unfinished = part_of(out / "model")
+    trainer.save_model(out / "adapters" if recipe.lora else unfinished)  # by all processes: each may hold a part
     if trainer.is_world_process_zero():
         (out / "log.json").write_text(json.dumps(trainer.state.log_history))
-        processor.save_pretrained(out / "model")
+        processor.save_pretrained(unfinished)
         if recipe.lora:
-            merge_adapters(out / "adapters", recipe.start, recipe).save_pretrained(out / "model")
+            merge_adapters(out / "adapters", recipe.start, recipe).save_pretrained(unfinished)
+        put(unfinished, out / "model")
 
 
 def with_adapters(model: PreTrainedModel, lora: LoRA) -> PeftModel:

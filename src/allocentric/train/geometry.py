@@ -195,16 +195,15 @@ class PatchGuidance(nn.Module):
 
 
 class GeometryLoss(nn.Module):
-    """VGGT with its training loss: cameras of every iteration, depth and points of a few frames of the clip.
+    """VGGT with its training loss: cameras of every iteration (weight 10), depth and points of a few frames of the clip.
 
     The dense heads cost most of the time and need no context of their own, so `dense_frames` random frames (the first always among
     them) are decoded per step; with 0 the heads wait. `guidance` adds the losses on patches.
     """
 
-    def __init__(self, vggt: VGGT, dense_frames: int = 4, camera_weight: float = 10.0, guidance: PatchGuidance | None = None):
+    def __init__(self, vggt: VGGT, dense_frames: int = 4, guidance: PatchGuidance | None = None):
         super().__init__()
-        self.vggt, self.dense_frames, self.camera_weight = vggt, dense_frames, camera_weight
-        self.guidance = guidance
+        self.vggt, self.dense_frames, self.guidance = vggt, dense_frames, guidance
 
     def forward(
         self,
@@ -223,7 +222,7 @@ class GeometryLoss(nn.Module):
             iterations
         )
 
-        loss, parts = self.camera_weight * camera, {"camera_loss": camera.detach()}
+        loss, parts = 10.0 * camera, {"camera_loss": camera.detach()}
         if self.guidance is not None:
             guided = self.guidance(vggt, tokens, depth, camera_to_first, intrinsics)
             loss = loss + sum(guided.values())

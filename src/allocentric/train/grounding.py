@@ -28,6 +28,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, set_seed
 
 import allocentric
 from allocentric.encoders.vggt import load_vggt
+from allocentric.files import whole_folder
 from allocentric.fusion.structure import info_nce
 from allocentric.geometry.boxes import Box3D, box_iou, boxes_to_array
 from allocentric.geometry.cells import as_pictures
@@ -42,8 +43,8 @@ from allocentric.tasks.base import Question, Task
 from allocentric.tasks.grounding import TEMPLATES, ReferringExpression
 from allocentric.train.features import RoomFeatures, write_features
 from allocentric.train.guidance import FrozenDecoder, PointMaps, VGGTFeatures, load_decoder
-from allocentric.train.optimizer import GroupedTrainer
-from allocentric.train.recipe import GroundingCard, GroundingData, GroundingTraining, Guide, LoRA, resume_point
+from allocentric.train.optimizer import GroupedTrainer, groups_by_rate
+from allocentric.train.recipe import GroundingCard, GroundingData, GroundingTraining, Guide, LoRA, keep_recipe, resume_point
 from allocentric.train.room_questions import draw_turns
 from allocentric.train.sft import IGNORE, Turn, collate, mask_for, packed_mask, packed_positions
 from allocentric.train.shards import RoomSample, RoomShards, RoomsSpec, mirror, random_generator, write_rooms
@@ -312,7 +313,7 @@ class GroundingTrainer(GroupedTrainer):
         self.parts: dict[str, list[float]] = {}
 
     def parameter_groups(self, model: nn.Module) -> list[dict]:
-        return optimizer_groups(model, self.learning_rates, self.args.weight_decay)
+        return groups_by_rate(model.named_parameters(), lambda name: rate_of(name, self.learning_rates), self.args.weight_decay)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs = dict(inputs)
@@ -378,18 +379,10 @@ def freeze_rest(model: nn.Module, learning_rates: Mapping[str, float]) -> None:
         parameter.requires_grad_(rate_of(name, learning_rates) is not None and not name.startswith(teachers))
 
 
-def optimizer_groups(model: nn.Module, learning_rates: Mapping[str, float], weight_decay: float) -> list[dict]:
-    """Optimizer groups by learning rate; only matrices are decayed."""
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            decay = weight_decay if parameter.ndim >= 2 and "embed" not in name else 0.0
-            groups.setdefault((rate_of(name, learning_rates), decay), []).append(parameter)
-    return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]
-
-
 def with_adapters(model: nn.Module, lora: LoRA) -> LoraModel:
     """Put low-rank adapters into the layers of `model` whose full name matches; the result merges them again."""
+    if lora.whole:
+        raise ValueError(f"lora: whole: found {list(lora.whole)}, expected none: here parts train whole by their learning rate")
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.targets, lora_dropout=lora.dropout)
     return LoraModel(model, config, "default")
 
@@ -458,6 +451,7 @@ def train_grounding(
     scenes   default: the rooms of the recipe, rendered into the folder `rooms` (default: `out/rooms`) first.
     """
     out = Path(out)
+    keep_recipe(recipe, out)
     if (out / "model" / "config.json").exists():
         return
     set_seed(recipe.optimisation.seed)
@@ -488,8 +482,9 @@ def train_grounding(
         (out / "log.json").write_text(json.dumps(trainer.state.log_history))
         if adapters is not None:
             adapters.merge_and_unload()
-        processor.save_pretrained(out / "model")
-        model.save_pretrained(out / "model")  # the model alone: no teacher
+        with whole_folder(out / "model") as unfinished:
+            processor.save_pretrained(unfinished)
+            model.save_pretrained(unfinished)  # the model alone: no teacher
 
 
 def prepare_rooms(recipe: GroundingTraining, folder: Path, model: S2Model, progress: Callable | None, workers: int = 2) -> "Rooms":

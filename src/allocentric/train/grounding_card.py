@@ -18,10 +18,11 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from allocentric.evaluate.answers import Row, read_rows, write_whole
+from allocentric.evaluate.answers import Row, read_rows
 from allocentric.evaluate.rooms import numbered
 from allocentric.evaluate.run import Reply, Responder, ask, process
 from allocentric.evaluate.statistics import DRAWS, interval
+from allocentric.files import write_whole
 from allocentric.geometry.boxes import Box3D, box_iou, boxes_to_array
 from allocentric.geometry.cameras import unproject_depth
 from allocentric.geometry.proposals import propose

@@ -28,6 +28,7 @@ from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
+from allocentric.files import write_whole
 from allocentric.models.processor import SpatialMLLMProcessor
 from allocentric.models.scene import Scene
 from allocentric.models.spatial_mllm import SpatialMLLMModel
@@ -494,7 +495,7 @@ class GRPOTrainer(GroupedTrainer):
             for i in range(min(len(texts), self.settings.log_samples))
         ]
         if rows and self.is_world_process_zero():
-            with (Path(self.args.output_dir) / SAMPLES).open("a") as file:
+            with (Path(self.args.output_dir) / SAMPLES).open("a", encoding="utf-8") as file:
                 file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -589,6 +590,5 @@ class _CutSamples(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero and self.file.exists():
-            lines = self.file.read_text().splitlines(keepends=True)
-            whole = [line for line in lines if line.endswith("\n")]
-            self.file.write_text("".join(line for line in whole if json.loads(line)["step"] < state.global_step))
+            *whole, _ = self.file.read_text(encoding="utf-8").split("\n")  # not splitlines: completions hold any character
+            write_whole(self.file, "".join(line + "\n" for line in whole if json.loads(line)["step"] < state.global_step))

@@ -47,7 +47,10 @@ def read_conversations(file: str, seed: int = 42) -> list[Conversation]:
     text = path.read_text(encoding="utf-8")
     try:
         if path.suffix == ".json":
-            items = [(f"{path}[{i}]", item) for i, item in enumerate(json.loads(text))]
+            content = json.loads(text)
+            if not isinstance(content, list):
+                raise ValueError(f"{path}: found {type(content).__name__}, expected a JSON list of conversations")
+            items = [(f"{path}[{i}]", item) for i, item in enumerate(content)]
         else:
             items = [(f"{path}:{i}", json.loads(line)) for i, line in enumerate(text.split("\n"), start=1) if line.strip()]
     except json.JSONDecodeError as error:
@@ -65,13 +68,17 @@ def parse_conversation(item: Mapping[str, Any], place: str) -> Conversation:
     if len(kinds) != 1 or "conversations" not in item:
         found = sorted(item) if isinstance(item, Mapping) else item
         raise ValueError(f"{place}: found {found}, expected `conversations` and either `video` or `image`")
-    paths = item[kinds[0]]
-    paths = (paths,) if isinstance(paths, str) else tuple(paths)
+    paths, messages = item[kinds[0]], item["conversations"]
+    paths = [paths] if isinstance(paths, str) else paths
+    if not isinstance(paths, list) or not paths or not all(isinstance(path, str) for path in paths):
+        raise ValueError(f"{place}: {kinds[0]}: found {paths!r}, expected a path or a list of paths")
+    if not isinstance(messages, list) or not all(isinstance(message, Mapping) for message in messages):
+        raise ValueError(f"{place}: conversations: found {messages!r}, expected a list of messages, each a JSON object")
     said = []
-    for message in item["conversations"]:
+    for message in messages:
         role, text = message.get("from", message.get("role")), message.get("value", message.get("content"))
         expected = ("user", "assistant")[len(said) % 2]
-        if ROLES.get(role) != expected or not isinstance(text, str):
+        if not isinstance(role, str) or ROLES.get(role) != expected or not isinstance(text, str):
             raise ValueError(f"{place}: found a message of {role!r}, expected text of the {expected}")
         said.append(text)
     if not said or len(said) % 2:
@@ -84,7 +91,7 @@ def parse_conversation(item: Mapping[str, Any], place: str) -> Conversation:
     for question, answer in zip(said[::2], said[1::2], strict=True):
         turns.append(Turn(before + question, answer))
         before += f"{question}<|im_end|>\n<|im_start|>assistant\n{answer}<|im_end|>\n<|im_start|>user\n"
-    return Conversation(kinds[0], paths, tuple(turns), place)
+    return Conversation(kinds[0], tuple(paths), tuple(turns), place)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Muon for matrices of transformer blocks, AdamW for the rest, as one optimizer that a Trainer can step, schedule and save."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import nn
@@ -60,6 +60,18 @@ class MuonAdamW(Optimizer):
         for part, state in zip(self.parts, state_dict["parts"], strict=True):
             part.load_state_dict(state)
         self.param_groups = [group for part in self.parts for group in part.param_groups]
+
+
+def groups_by_rate(
+    parameters: Iterable[tuple[str, nn.Parameter]], rate_of: Callable[[str], float | None], weight_decay: float
+) -> list[dict]:
+    """Groups of what trains by learning rate; only matrices are decayed, and not embeddings."""
+    groups: dict[tuple[float | None, float], list[nn.Parameter]] = {}
+    for name, parameter in parameters:
+        if parameter.requires_grad:
+            decay = weight_decay if parameter.ndim >= 2 and "embed" not in name else 0.0
+            groups.setdefault((rate_of(name), decay), []).append(parameter)
+    return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]
 
 
 class GroupedTrainer(Trainer):

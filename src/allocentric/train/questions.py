@@ -56,7 +56,7 @@ def read_questions(file: str | Path) -> list[Posed]:
     if not path.is_file():
         raise ValueError(f"{path}: found no such file, expected questions as JSONL")
     posed = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
         if line.strip():
             place = f"{path}:{number}"
             try:
@@ -76,17 +76,18 @@ def parse_question(item: Mapping[str, Any], place: str) -> Posed:
     if len(kinds) != 1:
         raise ValueError(f"{place}: expected either `video` or `image`")
     shown = item[kinds[0]]
-    paths = (shown,) if isinstance(shown, str) else tuple(shown)
-    missing = [name for name in ("task", "question", "answer") if not isinstance(item.get(name), str)]
-    if missing or not paths or not all(isinstance(path, str) for path in paths):
+    paths = _texts([shown] if isinstance(shown, str) else shown, f"{place}: {kinds[0]}")
+    needed = ("task", "question", "answer", *(name for name in ("scene", "context") if name in item))
+    missing = [name for name in needed if not isinstance(item.get(name), str)]
+    if missing or not paths:
         raise ValueError(f"{place}: expected text under {missing or kinds[0]}")
     question = Question(
         task=item["task"],
         scene=item.get("scene", paths[0]),
         text=item["question"],
-        options=tuple(item.get("options") or ()),
+        options=_texts(item.get("options") or [], f"{place}: options"),
         answer=item["answer"],
-        references=tuple(item.get("references") or ()),
+        references=_texts(item.get("references") or [], f"{place}: references"),
         context=item.get("context", ""),
     )
     try:
@@ -94,6 +95,12 @@ def parse_question(item: Mapping[str, Any], place: str) -> Posed:
     except ValueError as error:
         raise ValueError(f"{place}: {error}") from error
     return Posed(question, kinds[0], paths, place)
+
+
+def _texts(given: object, where: str) -> tuple[str, ...]:
+    if not isinstance(given, list) or not all(isinstance(text, str) for text in given):
+        raise ValueError(f"{where}: found {given!r}, expected a list of texts")
+    return tuple(given)
 
 
 def question_line(posed: Posed) -> dict[str, Any]:

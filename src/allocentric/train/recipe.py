@@ -4,11 +4,13 @@ A stage that has finished is skipped and one that was interrupted continues, so 
 `kind` in the file says which class below its keys belong to (`KINDS`); "rooms" is the default.
 """
 
+import inspect
 import json
 import os
+import re
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,14 @@ import yaml
 from transformers import TrainingArguments
 
 from allocentric.encoders.spa3r import Spa3RConfig
-from allocentric.evaluate.answers import write_whole
-from allocentric.models.loading import make_config
+from allocentric.files import write_whole
+from allocentric.graph.map_tasks import map_tasks
+from allocentric.graph.text_boxes import box_tasks
+from allocentric.models.loading import check_config
+from allocentric.models.s2_mllm import StructureConfig
+from allocentric.models.spatial_mllm import SpatialMLLMConfig
+from allocentric.tasks import TRAINING_TASKS
+from allocentric.train.guidance import PointMaps, VGGTFeatures
 from allocentric.train.shards import RoomsSpec
 
 
@@ -57,6 +65,12 @@ class Optimisation:
     def __post_init__(self):
         if (self.steps is None) == (self.epochs is None):
             raise ValueError(f"optimisation: found steps {self.steps} and epochs {self.epochs}, expected one of the two")
+        least = {"batch_size": 1, "steps": 1, "accumulate": 1, "workers": 0, "log_every": 1, "save_every": 1}
+        for name, value in least.items():
+            if getattr(self, name) is not None and getattr(self, name) < value:
+                raise ValueError(f"{name}: found {getattr(self, name)}, expected at least {value}")
+        if self.epochs is not None and not self.epochs > 0:
+            raise ValueError(f"epochs: found {self.epochs}, expected more than 0")
 
     def arguments(self, out: Path) -> TrainingArguments:
         """The Trainer's arguments for a run whose checkpoints go to `out`."""
@@ -83,6 +97,19 @@ class Optimisation:
             report_to=[],
             use_cpu=not torch.cuda.is_available(),
         )
+
+
+def _check_tasks(tasks: dict[str, float], where: str, known: Collection[str] = TRAINING_TASKS) -> None:
+    if unknown := tasks.keys() - set(known):
+        raise ValueError(f"{where}: found unknown {sorted(unknown)}, expected some of {sorted(known)}")
+
+
+def _check_patterns(patterns: Iterable[str], where: str) -> None:
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"{where}: found {pattern!r}, expected a regular expression ({error})") from error
 
 
 def native_bf16() -> bool:
@@ -171,6 +198,13 @@ class Recipe:
     sft: SFTStage
     mirrored: bool = True
 
+    def __post_init__(self):
+        for stage in ("reckoning", "reading", "sft"):
+            _check_tasks(getattr(self, stage).tasks, f"{stage}: tasks")
+        if missing := [part for part in ("text_config", "vision_config", "spatial_config") if self.model.get(part) is None]:
+            raise ValueError(f"model: found no {missing}, expected every one of them")
+        check_config(SpatialMLLMConfig, "model", self.model)
+
 
 @dataclass(frozen=True)
 class Start:
@@ -220,6 +254,9 @@ class LoRA:
     targets: str
     whole: tuple[str, ...] = ()
     dropout: float = 0.0
+
+    def __post_init__(self):
+        _check_patterns([self.targets], "targets")
 
 
 @dataclass(frozen=True)
@@ -291,6 +328,9 @@ class NanoRooms:
     questions: int = 4
     heldout: int = 0
     seed: int = 0
+
+    def __post_init__(self):
+        _check_tasks(self.tasks, "tasks")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -418,7 +458,7 @@ class Pretrain:
         known = Spa3RConfig.__annotations__.keys() - {"vggt_config", "semantic_dim"}
         if unknown := self.model.keys() - known:
             raise ValueError(f"model: found unknown {sorted(unknown)}, expected keys among {sorted(known)}")
-        make_config(Spa3RConfig, "model", self.model)
+        check_config(Spa3RConfig, "model", self.model)
         least, most = self.views
         if not 2 <= least <= most <= self.images:
             found = f"{least} to {most} with {self.images} images a batch"
@@ -491,6 +531,9 @@ class GroundingData:
     mirrored: bool = True
     cache: bool = False
 
+    def __post_init__(self):
+        _check_tasks(self.tasks, "tasks")
+
 
 @dataclass(frozen=True)
 class Guide:
@@ -506,6 +549,15 @@ class Guide:
     def __post_init__(self):
         if self.kind not in ("points", "vggt", "decoder"):
             raise ValueError(f"guidance: found kind {self.kind!r}, expected 'points', 'vggt' or 'decoder'")
+        needed = {"points": [], "vggt": ["weights"], "decoder": ["factory", "checkpoint"]}[self.kind]
+        if missing := [name for name in needed if name not in self.settings]:
+            raise ValueError(f"settings: found no {missing}, expected every one of them")
+        if self.kind == "decoder":  # what else there is goes to the user's own factory
+            return
+        teacher = PointMaps if self.kind == "points" else VGGTFeatures
+        known = {*needed, *inspect.signature(teacher).parameters} - {"dim", "teacher"}  # these two are not for recipes to say
+        if unknown := self.settings.keys() - known:
+            raise ValueError(f"settings: found unknown {sorted(unknown)}, expected keys among {sorted(known)}")
 
 
 @dataclass(frozen=True)
@@ -543,6 +595,10 @@ class GroundingTraining:
     lora: LoRA | None = None
     frames: int = 16
     card: GroundingCard | None = None
+
+    def __post_init__(self):
+        _check_patterns(self.learning_rates, "learning_rates")
+        check_config(StructureConfig, "structure", self.structure)
 
 
 @dataclass(frozen=True)
@@ -583,6 +639,11 @@ class SSRTraining:
     decimals: int = 2
     lines: int = 0
 
+    def __post_init__(self):
+        known = {*TRAINING_TASKS, *map_tasks(), *box_tasks()}
+        for stage in ("structure", "reasoning"):
+            _check_tasks(getattr(self, stage).tasks, f"{stage}: tasks", known)
+
 
 KINDS = {
     "rooms": Recipe,
@@ -605,7 +666,7 @@ def read_recipe(path: Path) -> Recipe | FineTune | Reinforce | Pretrain | Spa3VL
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: expected YAML ({error})") from error
     kind = keys.pop("kind", "rooms") if isinstance(keys, dict) else "rooms"
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise ValueError(f"{path.name}: kind: found {kind!r}, expected one of {list(KINDS)}")
     recipe = _build(KINDS[kind], keys, path.name)
     if isinstance(recipe, Spa3VLMTraining):  # recipes that a recipe names lie beside it
@@ -621,7 +682,7 @@ def _build(kind: Any, value: Any, where: str) -> Any:
     if origin is tuple and isinstance(value, list) and (inner[1] is ... or len(inner) == len(value)):
         return tuple(_build(inner[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if origin is dict and isinstance(value, dict):
-        return {key: _build(inner[1], item, f"{where}: {key}") for key, item in value.items()}
+        return {_build(inner[0], key, where): _build(inner[1], item, f"{where}: {key}") for key, item in value.items()}
     if kind is Any:
         return value
     if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
@@ -639,7 +700,7 @@ def _build(kind: Any, value: Any, where: str) -> Any:
         raise ValueError(f"{where}: found {value!r}, expected keys {[f.name for f in fields(kind)]}")
     known = {f.name: f for f in fields(kind)}
     if unknown := value.keys() - known.keys():
-        raise ValueError(f"{where}: found unknown {sorted(unknown)}, expected keys among {sorted(known)}")
+        raise ValueError(f"{where}: found unknown {sorted(unknown, key=str)}, expected keys among {sorted(known)}")
     if missing := [n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING and n not in value]:
         raise ValueError(f"{where}: found no {missing}, expected every one of them")
     hints = typing.get_type_hints(kind)
@@ -667,12 +728,13 @@ def keep_recipe(recipe: Any, out: Path, free: Sequence[str] = ()) -> None:
     for name in ("optimisation.workers", "optimisation.log_every", "optimisation.save_every", *free):
         said.pop(name, None)
     file = out / "recipe.json"
-    if file.is_file() and (resume_point(out / "checkpoints") or (out / "model").exists()):
+    begun = resume_point(out) or resume_point(out / "checkpoints") or (out / "model").exists() or any(out.glob("*.safetensors"))
+    if file.is_file() and begun:
         found = json.loads(file.read_text())
         for name in sorted(said.keys() | found.keys()):
             if said.get(name) != found.get(name):
                 met = f"found a run with {name} {found.get(name)}, expected {said.get(name)}"
-                raise ValueError(f"{file}: {met}: take another folder, or remove this")
+                raise ValueError(f"{file}: {met}: take another folder")
         return
     out.mkdir(parents=True, exist_ok=True)
     write_whole(file, json.dumps(said, indent=1))

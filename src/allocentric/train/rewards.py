@@ -20,6 +20,7 @@ from allocentric.graph.solve import solve_layout
 from allocentric.scenes import AnnotatedScene
 from allocentric.tasks import BENCHMARKS, TRAINING_TASKS
 from allocentric.tasks.base import Question, Task
+from allocentric.tasks.ngrams import longest_common_subsequence
 from allocentric.tasks.vsibench import IN_TAGS, NUMERIC, mean_relative_accuracy, read_number, vsi_prompt
 
 FORMS = ("answer_tags", "notes")
@@ -154,12 +155,7 @@ def levenshtein_ratio(a: str, b: str) -> float:
     """1 - d / (len(a) + len(b)), where d counts the insertions and deletions that make one text the other; 1 for two empty ones."""
     if not a and not b:
         return 1.0
-    common = [0] * (len(b) + 1)  # longest common subsequence, row by row: d = len(a) + len(b) - 2 x its length
-    for x in a:
-        diagonal = 0
-        for j, y in enumerate(b, start=1):
-            diagonal, common[j] = common[j], diagonal + 1 if x == y else max(common[j], common[j - 1])
-    return 2 * common[-1] / (len(a) + len(b))
+    return 2 * longest_common_subsequence(a, b) / (len(a) + len(b))  # d = len(a) + len(b) - 2 x its length
 
 
 def levenshtein_reward(

@@ -15,6 +15,7 @@ from transformers import Qwen2VLImageProcessor, Qwen2VLVideoProcessor, set_seed
 from allocentric import rooms
 from allocentric.answer import END_THINK, THINK
 from allocentric.encoders.vggt import VGGT, VGGTConfig
+from allocentric.files import whole_folder
 from allocentric.models.processor import SYSTEM, SpatialMLLMProcessor
 from allocentric.models.spatial_mllm import SpatialMLLMConfig, SpatialMLLMForConditionalGeneration, SpatialMLLMModel
 from allocentric.tasks import TRAINING_TASKS
@@ -27,7 +28,7 @@ from allocentric.train.naming import NamedRooms, Naming, VisualWords
 from allocentric.train.numbers import number_features
 from allocentric.train.optimizer import GroupedTrainer
 from allocentric.train.reading import ReadingTrainer, ToldRooms
-from allocentric.train.recipe import GeometryStage, Optimisation, Recipe, SFTStage, resume_point
+from allocentric.train.recipe import GeometryStage, Optimisation, Recipe, SFTStage, keep_recipe, resume_point
 from allocentric.train.room_questions import Reckoning, RoomQuestions, draw_turns
 from allocentric.train.semantics import SemanticRooms, TokenClassifier
 from allocentric.train.sft import SFTTrainer, collate
@@ -78,6 +79,8 @@ def run(recipe: Recipe, out: Path, progress: Progress, stages: Iterable[str] = S
         raise ValueError(f"stages: found {unknown}, expected some of {list(STAGES)}")
     out.mkdir(parents=True, exist_ok=True)
     for stage in stages:
+        if (name := stage.partition("-")[0]) in (*TRAINED_FIRST, "naming", "sft"):
+            keep_recipe(getattr(recipe, name), out / stage)
         if stage == "rooms":
             progress("rooms", write_rooms(out / "rooms", recipe.rooms, workers))
         elif stage == "tokenizer":
@@ -134,7 +137,8 @@ def make_tokenizer(recipe: Recipe, out: Path) -> None:
     processor = SpatialMLLMProcessor(
         Qwen2VLImageProcessor(**patches), tokenizer, Qwen2VLVideoProcessor(**patches), chat_template=tokenizer.chat_template
     )
-    processor.save_pretrained(folder)
+    with whole_folder(folder) as unfinished:
+        processor.save_pretrained(unfinished)
 
 
 def load_processor(out: Path) -> SpatialMLLMProcessor:
@@ -363,5 +367,6 @@ def fine_tune(
         rates.pop("model.connector", None)
     dataset = ConcatDataset([dataset, told]) if told is not None else dataset
     train_on_questions(model, processor, stage, dataset, folder, rates, ReadingTrainer)
-    processor.save_pretrained(target)
-    model.save_pretrained(target)  # last: its config says that all is there
+    with whole_folder(target) as unfinished:
+        processor.save_pretrained(unfinished)
+        model.save_pretrained(unfinished)

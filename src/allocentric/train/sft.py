@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from allocentric.models.processor import SpatialMLLMProcessor
-from allocentric.train.optimizer import GroupedTrainer
+from allocentric.train.optimizer import GroupedTrainer, groups_by_rate
 
 IGNORE = -100
 
@@ -193,10 +193,5 @@ def check_frozen(model: nn.Module, part: nn.Module, learning_rates: dict[str, fl
 
 
 def parameter_groups(model: nn.Module, learning_rates: dict[str, float], weight_decay: float) -> list[dict]:
-    """Optimizer groups by learning rate; only matrices are decayed."""
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in _named(model):
-        if parameter.requires_grad:
-            decay = weight_decay if parameter.ndim >= 2 and "embed" not in name else 0.0
-            groups.setdefault((_rate(name, learning_rates), decay), []).append(parameter)
-    return [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()]
+    """Optimizer groups of what trains, by the longest prefix that matches."""
+    return groups_by_rate(_named(model), lambda name: _rate(name, learning_rates), weight_decay)

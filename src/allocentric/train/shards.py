@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from allocentric.files import write_whole
 from allocentric.scenes import AnnotatedScene, scene_from_dict, scene_to_dict
 
 SHARD_SIZE = 40
@@ -69,7 +70,7 @@ def write_rooms(folder: Path, spec: RoomsSpec, workers: int = 2) -> Iterator[tup
         model_catalog()  # says what to install before anything is written
     folder.mkdir(parents=True, exist_ok=True)
     if not record.exists():
-        record.write_text(json.dumps(wanted))
+        write_whole(record, json.dumps(wanted))
     done = spec.count - sum(missing.values())
     yield done, spec.count
     if not missing:

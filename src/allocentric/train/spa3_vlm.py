@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import set_seed
 
 from allocentric.encoders.spa3r import Spa3RConfig, Spa3REncoder, load_spa3r
-from allocentric.evaluate.answers import Row, write_whole
+from allocentric.evaluate.answers import Row
 from allocentric.evaluate.rooms import (
     ask_rooms,
     bootstrap,
@@ -30,17 +30,18 @@ from allocentric.evaluate.rooms import (
     read_rows,
     room_questions,
     summary,
+    training_questions,
 )
 from allocentric.evaluate.spa3r import report_on
+from allocentric.files import write_whole
 from allocentric.model import NANO
 from allocentric.models.processor import SpatialMLLMProcessor
 from allocentric.models.spa3_vlm import Spa3VLMConfig, Spa3VLMForConditionalGeneration, Spa3VLMModel, load_spa3_vlm
 from allocentric.models.spatial_mllm import load_spatial_mllm
-from allocentric.tasks import make_questions
 from allocentric.train import pretrain, run
 from allocentric.train.card import HELD_OUT_SEED, CardPlan, unpack
 from allocentric.train.features import RoomFeatures, write_features
-from allocentric.train.recipe import Pretrain, Recipe, Spa3Variant, Spa3VLMTraining, read_recipe
+from allocentric.train.recipe import Pretrain, Recipe, Spa3Variant, Spa3VLMTraining, keep_recipe, read_recipe
 from allocentric.train.shards import RoomShards, RoomsSpec, write_rooms
 
 Progress = Callable[[str, Iterable[tuple[int, int]]], None]
@@ -130,10 +131,13 @@ def train_variant(
     workers: int = 2,
 ) -> None:
     """Pretrain, encode the rooms, name, fine-tune and ask one variant; what is there already is not done again."""
+    naming, tuning = out / f"naming-{name}", out / f"sft-{name}"
+    keep_recipe(nano.naming, naming)
+    keep_recipe(nano.sft, tuning)
     if not (out / name / "config.json").exists():
         encoder = scene_encoder(variant, pretraining, out, progress, workers)
         rooms, processor, see = run.training_rooms(nano, source), run.load_processor(source), ("2d", "3d")
-        latents, naming = out / f"latents-{name}", out / f"naming-{name}"
+        latents = out / f"latents-{name}"
         model = assemble(nano, source, variant, encoder, after="reckoning")  # as nano's naming begins
         progress(f"latents of {name}", write_features(latents, SceneBranch(model.model), rooms, nano.mirrored))
         features = LatentFeatures(source / "features", latents, rooms)
@@ -141,7 +145,7 @@ def train_variant(
             run.name_tokens(one_room_a_pass(nano), model, processor, features, see, naming)
         model = assemble(nano, source, variant, encoder)
         run.load_projections(model, naming)
-        run.fine_tune(nano, model, processor, features, see, out / f"sft-{name}", out / name, run.told_rooms(nano, source))
+        run.fine_tune(nano, model, processor, features, see, tuning, out / name, run.told_rooms(nano, source))
     asked = held_out(source, plan, progress, workers)
     trained, processor = load_spa3_vlm(out / name, dtype=torch.float32), SpatialMLLMProcessor.from_pretrained(out / name)
     questions = room_questions(asked, plan.per_task)
@@ -238,8 +242,7 @@ def write_report(recipe: Spa3VLMTraining, nano: Recipe, out: Path, plan: CardPla
     if not rows.keys() & recipe.variants.keys():
         raise ValueError(f"{out}: found no answers of {list(recipe.variants)}, expected those of one at least; name it as a stage")
     training = run.training_rooms(nano, source)
-    drawn = [q for i in range(min(400, len(training))) for q in make_questions(training[i].scene, np.random.default_rng([1, i]), 2)]
-    rows |= {"constant answer": constant_rows(drawn, asked), "chance": chance_rows(asked)}
+    rows |= {"constant answer": constant_rows(training_questions(training), asked), "chance": chance_rows(asked)}
     steps = nano.sft.optimisation.steps
     begun = "the encoders and the language model of the package's nano" if recipe.run == PACKAGE else f"those of {recipe.run}"
     lines = [

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset
 from transformers import PreTrainedConfig, set_seed
 
+from allocentric.files import whole_folder
 from allocentric.graph import map_tasks, text_boxes
 from allocentric.graph.grammar import CLOSE, OPEN
 from allocentric.graph.triplets import GRID
@@ -29,7 +30,7 @@ from allocentric.tasks.base import Task
 from allocentric.train import run
 from allocentric.train.features import RoomFeatures, write_features
 from allocentric.train.numbers import number_features
-from allocentric.train.recipe import SFTStage, SSRTraining
+from allocentric.train.recipe import SFTStage, SSRTraining, keep_recipe
 from allocentric.train.room_questions import Reckoning, draw_turns
 from allocentric.train.sft import IGNORE, pack
 from allocentric.train.shards import RoomShards, RoomsSpec, random_generator, write_rooms
@@ -227,7 +228,8 @@ class SSRRooms(Dataset):
 def train_stage(recipe: SSRTraining, out: Path, stage: str, variant: str) -> None:
     """Train one stage of one variant and save it: `out/<variant>/<stage>`, checkpoints beside it."""
     plan: SFTStage = getattr(recipe, stage)
-    target = out / variant / stage
+    target, checkpoints = out / variant / stage, out / variant / f"{stage}-checkpoints"
+    keep_recipe(plan, checkpoints)
     if (target / "config.json").exists():
         return
     features = training_rooms(recipe, out)
@@ -251,9 +253,10 @@ def train_stage(recipe: SSRTraining, out: Path, stage: str, variant: str) -> Non
         task = map_tasks.MapLine(recipe.variants[variant].maps, think=plan.think)
         lines = Reckoning(features.shards, processor, {task.name: (task, 1.0)}, recipe.lines)
         dataset = ConcatDataset([dataset, *[lines] * (len(dataset) // len(lines))])
-    run.train_on_questions(model, processor, plan, dataset, out / variant / f"{stage}-checkpoints", plan.learning_rates)
-    processor.save_pretrained(target)
-    model.save_pretrained(target)  # last: its config says that the stage is done
+    run.train_on_questions(model, processor, plan, dataset, checkpoints, plan.learning_rates)
+    with whole_folder(target) as unfinished:
+        processor.save_pretrained(unfinished)
+        model.save_pretrained(unfinished)
 
 
 def load_stage(folder: Path) -> tuple[SSRForConditionalGeneration, SSRProcessor]:

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from PIL import Image, ImageDraw
 
-from allocentric.geometry.boxes import Box3D, boxes_to_array, footprint_corners, into_footprint_frame
+from allocentric.geometry.boxes import Box3D, box_corners, boxes_to_array, into_footprint_frame
 from allocentric.geometry.cameras import project, unproject_depth
 from allocentric.scenes import AnnotatedScene, SceneObject
 from allocentric.view.contact_sheet import GAP, INK, MARGIN, PAPER, font
@@ -19,13 +19,6 @@ EDGE = (0, 158, 115)
 EDGES = [(i, (i + 1) % 4) for i in range(4)] + [(i + 4, (i + 1) % 4 + 4) for i in range(4)] + [(i, i + 4) for i in range(4)]
 NEAR = 0.05  # metres in front of the camera: nothing closer is drawn
 VISIBLE = 0.001  # share of a frame's pixels whose point lies in the box
-
-
-def box_corners(box: Box3D) -> Float[np.ndarray, "8 3"]:
-    """Corners in metres: the lower four counter-clockwise, then the upper four."""
-    flat = footprint_corners(boxes_to_array([box]))[0]
-    low, high = box.center[2] - box.size[2] / 2, box.center[2] + box.size[2] / 2
-    return np.concatenate([np.column_stack([flat, np.full(4, z)]) for z in (low, high)])
 
 
 def frames_showing(views: Views, box: Box3D, margin: float = 0.03) -> Int[np.ndarray, " n"]:

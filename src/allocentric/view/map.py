@@ -34,7 +34,7 @@ def map_picture(
     plan   the measured floor of a capture; without one, free space is the floor less the boxes on it.
     """
     metric = graph.scale == "metric"
-    left = topdown(as_scene(graph), size=size, camera_to_world=camera_to_world, title=title or heading(graph, plan), metric=metric)
+    left = topdown(as_scene(graph), size=size, camera_to_world=camera_to_world, title=title or heading(graph), metric=metric)
     free, occupied, area = _grids(graph, plan)
     if free is None:
         return left
@@ -83,7 +83,7 @@ def object_rows(graph: SceneGraph) -> list[Sequence[str]]:
     return rows
 
 
-def heading(graph: SceneGraph, plan: FloorPlan | None = None) -> str:
+def heading(graph: SceneGraph) -> str:
     """What a map shows, in one line."""
     area = "" if graph.room_area is None else f", {graph.room_area:.1f} sq m"
     scale = "" if graph.scale == "metric" else ", without metric scale"

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image, ImageDraw
 
-from allocentric.geometry.boxes import Box3D
+from allocentric.geometry.boxes import boxes_to_array, footprint_corners
 from allocentric.scenes import AnnotatedScene
 from allocentric.view.contact_sheet import FAINT, INK, PAPER, font
 
@@ -35,7 +35,7 @@ def topdown(
     poses = camera_to_world if camera_to_world is not None else scene.camera_to_world
     poses = None if poses is None else np.asarray(poses, dtype=float)
     outlines = [np.asarray(polygon, dtype=float) for polygon in scene.floor]
-    corners = [footprint(o.box) for o in scene.objects]
+    corners = list(footprint_corners(boxes_to_array(o.box for o in scene.objects)))
     everything = [*outlines, *corners, *([poses[:, :2, 3]] if poses is not None else [])]
     if not everything:
         raise ValueError(f"{scene.name}: nothing to draw; the scene has no floor, no objects and no camera path")
@@ -75,13 +75,6 @@ def topdown(
     draw.text((border, 12 * OVERSAMPLE), heading, fill=INK, font=font(18 * OVERSAMPLE))
     _scale_bar(draw, image.size, scale, "1 m" if metric else "1 unit")
     return image.resize((image.width // OVERSAMPLE, image.height // OVERSAMPLE), Image.Resampling.LANCZOS)
-
-
-def footprint(box: Box3D) -> Float[np.ndarray, "4 2"]:
-    """The box's corners on the floor, counter-clockwise, metres."""
-    half = np.array([[1, 1], [-1, 1], [-1, -1], [1, -1]]) * np.array(box.size[:2]) / 2
-    c, s = math.cos(box.yaw), math.sin(box.yaw)
-    return half @ np.array([[c, s], [-s, c]]) + np.array(box.center[:2])
 
 
 def label_color(label: str) -> tuple[int, int, int]:
