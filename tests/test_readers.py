@@ -32,12 +32,16 @@ def number(image: torch.Tensor) -> int:
     return sum(int(stripes[:, bit * w // 7 + 2 : (bit + 1) * w // 7 - 2].mean() > 125) << bit for bit in range(7))
 
 
-def write_video(path, n=40, codec="libx264", rate=10, rotation=0, size=(H, W), audio=False, options=None, pix_fmt="yuv420p"):
+def write_video(
+    path, n=40, codec="libx264", rate=10, rotation=0, size=(H, W), audio=False, options=None, pix_fmt="yuv420p", aspect=None
+):
     with av.open(str(path), "w", options={"movflags": "faststart"} if path.suffix == ".mp4" else {}) as container:
         stream = container.add_stream(codec, rate=rate)
         stream.height, stream.width = size
         stream.pix_fmt = pix_fmt
         stream.options = options or {}
+        if aspect:
+            stream.codec_context.sample_aspect_ratio = aspect
         if rotation:
             stream.set_display_rotation(rotation)
         if audio:
@@ -91,6 +95,7 @@ def test_video_times_and_uniform(tmp_path):
     assert len(open_views(path)) == 41
     assert len(open_views(path, frames=100)) == 41
     assert open_views(path, frames=[7, 3]).indices.tolist() == [3, 7]
+    assert open_video(path, times=[2.0, 0.5]).indices.tolist() == video.views([20, 5]).indices.tolist() == [5, 20]
 
 
 def test_video_variable_frame_rate(tmp_path):
@@ -118,6 +123,20 @@ def test_video_rotation_is_applied(tmp_path, degrees):
     assert views.frames.shape[2:] == upright.shape[:2]
     assert np.abs(views.frames[1].permute(1, 2, 0).numpy().astype(int) - upright).mean() < 6
     assert (VideoFile(path).height, VideoFile(path).width) == upright.shape[:2]
+
+
+@pytest.mark.parametrize(("size", "aspect"), [((H, 3 * W // 4), Fraction(4, 3)), ((H, 3 * W // 2), Fraction(2, 3))])
+def test_anamorphic_video_comes_with_square_pixels(tmp_path, size, aspect):
+    """As wide as players show it: pixels wider or narrower than high are what broadcasts and camcorders store."""
+    video = VideoFile(write_video(tmp_path / "wide.mp4", n=3, size=size, aspect=aspect))
+    assert (video.height, video.width) == (H, W)
+    views = video.views([0, 1, 2])
+    assert views.frames.shape == (3, 3, H, W) and [number(f) for f in views.frames] == [0, 1, 2]
+    assert np.abs(views.frames[1].permute(1, 2, 0).numpy().astype(int) - picture(1)).mean() < 8
+    assert video.frames_at([2], max_side=W // 2).shape == (1, 3, H // 2, W // 2)
+    turned = VideoFile(write_video(tmp_path / "turned.mkv", n=2, size=size, aspect=aspect, rotation=90))
+    assert (turned.height, turned.width) == (W, H) and open_video(turned.path).frames.shape == (2, 3, W, H)
+    assert open_video(turned.path, max_side=W // 2).frames.shape == (2, 3, W // 2, H // 2)
 
 
 def test_video_shrinks_to_max_side(tmp_path):
@@ -178,6 +197,38 @@ def test_broken_videos_are_refused_by_name(tmp_path):
         open_video(whole, times=[99.0])
 
 
+DAMAGED = {  # the header of a frame overwritten: the decoder raises, gives no picture, or marks the one it gives
+    "h264.mp4": ("libx264", {"g": "10", "bf": "0", "sc_threshold": "0"}, "cannot be decoded .*truncated or damaged"),
+    "h265.mp4": (
+        "libx265",
+        {"x265-params": "keyint=10:min-keyint=10:scenecut=0:bframes=0:open-gop=0:log-level=none:pools=none"},
+        r"cannot be decoded \(damaged\?\)",
+    ),
+    "mpeg4.mp4": ("mpeg4", {"g": "10"}, "is damaged"),
+}
+
+
+def damaged(path, packet: int):
+    """The same file with another number where this packet has the kind of its contents."""
+    with av.open(str(path)) as container:
+        packets = [bytes(packet) for packet in container.demux(container.streams.video[0]) if packet.size]
+    data = bytearray(path.read_bytes())
+    data[data.index(packets[packet]) + 4] = 0x1F
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_frame_in_the_middle_is_named(tmp_path, name):
+    codec, options, match = DAMAGED[name]
+    video = VideoFile(damaged(write_video(tmp_path / name, codec=codec, options=options), 25))
+    for read in (lambda: video.frames_at([25]), lambda: list(video.read(range(40)))):
+        with pytest.raises(ValueError, match=f"{name}: frame 25 {match}") as error:
+            read()
+        assert "\n" not in str(error.value)
+    assert [number(f) for f in video.frames_at([0, 24, 30, 39])] == [0, 24, 30, 39]
+
+
 def cut_at_the_start(source, path, frames: int):
     """As `ffmpeg -ss ... -c copy`: all packets are kept, and an edit list says to show none before this frame."""
     with av.open(str(source)) as whole, av.open(str(path), "w") as container:
@@ -215,6 +266,78 @@ def test_trimmed_videos_are_whole(tmp_path, audio):
     early.path.write_bytes(data[: 55 * len(data) // 100])  # the first second
     with pytest.raises(ValueError, match="truncated: 60 frames are announced"):
         VideoFile(early.path)
+
+
+def copied_from_the_second_key_frame(source, path) -> int:
+    """A copy of packets that starts where a group of pictures leans on the one before it; the number of its key frame."""
+    with av.open(str(source)) as whole, av.open(str(path), "w") as container:
+        stream = whole.streams.video[0]
+        copy = container.add_stream_from_template(stream)
+        packets = [packet for packet in whole.demux(stream) if packet.size]
+        start = [i for i, packet in enumerate(packets) if packet.is_keyframe][1]
+        leaning = sum(packet.pts < packets[start].pts for packet in packets[start:])
+        assert leaning > 0
+        first = packets[start].dts
+        for packet in packets[start:]:
+            packet.pts, packet.dts, packet.stream = packet.pts - first, packet.dts - first, copy
+            container.mux(packet)
+    return start + leaning
+
+
+X264_OPEN = ("libx264", {"g": "8", "bf": "2", "sc_threshold": "0", "x264-params": "open-gop=1"})
+OPEN_GROUPS = {
+    "h264.mp4": X264_OPEN,  # an edit list says what is shown
+    "h264.mkv": X264_OPEN,
+    "h264.ts": X264_OPEN,
+    "h265.mkv": ("libx265", {"x265-params": "keyint=12:min-keyint=12:scenecut=0:bframes=3:log-level=none:pools=none"}),
+    "mpeg2.mkv": ("mpeg2video", {"g": "8", "bf": "2", "sc_threshold": "1000000000"}),
+}
+
+
+@pytest.mark.parametrize("name", OPEN_GROUPS)
+def test_video_cut_at_an_open_group_of_pictures(tmp_path, name):
+    """Pictures before the first key frame that lean on what was cut off are not shown, as in players."""
+    codec, options = OPEN_GROUPS[name]
+    whole = write_video(tmp_path / f"whole-{name}", codec=codec, options=options)
+    key = copied_from_the_second_key_frame(whole, tmp_path / name)
+    video = VideoFile(tmp_path / name)
+    assert len(video) == 40 - key and [number(f) for f in video.read(range(len(video)))] == list(range(key, 40))
+    assert [number(f) for f in video.frames_at([0, 9, 25 - key])] == [key, key + 9, 25]
+    assert video.times.tolist() == pytest.approx(np.arange(40 - key) / 10, abs=2e-3)
+    assert video.duration == pytest.approx((40 - key) / 10, abs=2e-3)
+
+
+def test_an_open_group_of_pictures_without_its_key_frame_is_refused(tmp_path):
+    """No picture comes before the next key frame: that is damage, not how the video was cut."""
+    codec, options = OPEN_GROUPS["h265.mkv"]
+    copied_from_the_second_key_frame(write_video(tmp_path / "whole.mkv", codec=codec, options=options), tmp_path / "a.mkv")
+    with pytest.raises(ValueError, match=r"a\.mkv: frame 0 cannot be decoded"):
+        VideoFile(damaged(tmp_path / "a.mkv", 0))
+
+
+def test_vp8_pictures_that_are_not_shown(tmp_path):
+    """Encoders store some only to predict others from; a copy of a key frame right behind it changes nothing that comes later."""
+    whole, path = write_video(tmp_path / "whole.webm", codec="libvpx", options={"g": "10"}), tmp_path / "hidden.webm"
+    with av.open(str(whole)) as source, av.open(str(path), "w") as container:
+        stream = source.streams.video[0]
+        copy, hidden = container.add_stream_from_template(stream), 0
+        for packet in source.demux(stream):
+            if packet.size == 0:
+                continue
+            data, pts, key = bytearray(packet), packet.pts, packet.is_keyframe
+            packet.stream = copy
+            container.mux(packet)
+            if key:
+                data[0] &= ~0x10
+                unseen = av.Packet(bytes(data))
+                unseen.pts, unseen.dts, unseen.time_base, unseen.stream = pts + 1, pts + 1, stream.time_base, copy
+                container.mux(unseen)
+                hidden += 1
+    with av.open(str(path)) as container:
+        assert sum(packet.size > 0 for packet in container.demux()) == 40 + hidden > 42
+    video = VideoFile(path)
+    assert len(video) == 40 and [number(f) for f in video.read(range(40))] == list(range(40))
+    assert [number(f) for f in video.frames_at([10, 11, 32])] == [10, 11, 32]
 
 
 def test_audio_only_is_refused(tmp_path):
@@ -345,6 +468,24 @@ def test_rgbd_depth_of_another_size(tmp_path):
     assert views.depth.shape == (4, H, W) and torch.allclose(views.intrinsics[0], torch.tensor(K).float())
 
 
+def test_rgbd_depth_of_other_proportions_is_refused(tmp_path):
+    folder = write_rgbd(tmp_path / "scene", depth_size=(H // 2, H // 2))
+    with pytest.raises(ValueError, match=r"scene: depth is 24x24, colour 64x48: expected one field of view"):
+        open_views(folder, resize_depth=True)
+    assert open_rgbd(folder, color_intrinsics=K).depth.shape == (4, H, W)
+
+
+def test_rgbd_options_that_mean_nothing_are_refused(tmp_path):
+    folder = write_rgbd(tmp_path / "scene")
+    for scale in (0, -1000, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"depth_scale: found {scale}, expected a positive number"):
+            open_rgbd(folder, depth_scale=scale)
+    for odd in (np.diag([60.0, 60, 0]), np.diag([-60.0, 60, 1]), np.full((3, 3), 60.0), np.diag([np.nan, 60, 1])):
+        for option in ("intrinsics", "color_intrinsics"):
+            with pytest.raises(ValueError, match=rf"^{option}: expected 3x3 intrinsics, upper triangular .*, found"):
+                open_rgbd(folder, **{option: odd})
+
+
 def test_rgbd_bad_poses(tmp_path):
     folder = write_rgbd(tmp_path / "scene")
     np.savetxt(folder / "frame-000008.pose.txt", np.full((4, 4), np.nan))
@@ -381,3 +522,36 @@ def test_rgbd_bad_depth(tmp_path):
     (folder / "camera-intrinsics.txt").unlink()
     with pytest.raises(ValueError, match="camera-intrinsics"):
         open_views(folder)
+
+
+# ------------------------------------------------------------------------------------------------------------ all of them
+
+
+def write_images(folder, n=4):
+    folder.mkdir()
+    for i in range(n):
+        Image.fromarray(picture(i)).save(folder / f"{i}.png")
+    return folder
+
+
+def test_frames_come_in_time_order_whatever_the_order_of_the_list(tmp_path):
+    images, rgbd = write_images(tmp_path / "images"), write_rgbd(tmp_path / "rgbd")
+    for source in (images, sorted(images.iterdir()), rgbd, write_video(tmp_path / "a.mp4", n=4)):
+        views = open_views(source, [3, 1, 3])
+        assert [number(f) for f in views.frames] == [1, 3, 3]
+        assert views.indices.tolist() == ([8, 24, 24] if source is rgbd else [1, 3, 3])
+    assert open_views(rgbd, [3, 1]).camera_to_world[:, 0, 3].tolist() == [0.5, 1.5]
+    assert open_views(rgbd, [3, 1]).depth[:, 5, 5].tolist() == pytest.approx([2.1, 2.3])
+
+
+def test_frames_that_do_not_fit_into_memory_are_refused_before_room_is_made(tmp_path, monkeypatch):
+    images, rgbd, video = write_images(tmp_path / "images"), write_rgbd(tmp_path / "rgbd"), write_video(tmp_path / "a.mp4", n=4)
+    monkeypatch.setattr("allocentric.readers.choose.MAX_BYTES", 2 * H * W * 7)
+    for source in (images, rgbd, video):
+        assert len(open_views(source, 2)) == 2
+    monkeypatch.setattr("torch.empty", None)
+    monkeypatch.setattr("allocentric.readers.choose.MAX_BYTES", 3 * H * W * 3)
+    for source, found in ((images, "4 frames of 64x48"), (rgbd, "4 frames of 64x48 with depth"), (video, "4 frames of 64x48")):
+        with pytest.raises(ValueError, match=f"{source.name}: found {found}, .* GiB, expected at most .* GiB") as error:
+            open_views(source)
+        assert "\n" not in str(error.value) and ("max_side" in str(error.value)) == (source is not rgbd)

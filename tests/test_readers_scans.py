@@ -879,6 +879,24 @@ def test_frames_are_counted_without_reading_pictures(tmp_path, monkeypatch):
     assert [count_frames(path) for path in made] == expected == [3, 2, 4, 3, 4, 3, 3, 4]
 
 
+def test_frames_come_in_time_order_whatever_the_order_of_the_list(tmp_path):
+    for path in captures(tmp_path):
+        last = count_frames(path) - 1
+        found, expected = open_views(path, [last, 0, last]), open_views(path, [0, last, last])
+        for field in ("frames", "depth", "camera_to_world", "indices"):
+            assert torch.equal(getattr(found, field), getattr(expected, field))
+        assert found.indices[0] < found.indices[1] == found.indices[2]
+
+
+def test_captures_that_do_not_fit_into_memory_are_refused(tmp_path, monkeypatch):
+    made = captures(tmp_path)
+    monkeypatch.setattr("allocentric.readers.choose.MAX_BYTES", H * W * 7)
+    for path in made:
+        assert len(open_views(path, 1)) == 1
+        with pytest.raises(ValueError, match=rf"{path.name}.*: found \d frames of 16x12 with depth, .* GiB, expected at most"):
+            open_views(path)
+
+
 def test_frames_are_tensors_of_one_kind(tmp_path):
     """Whatever the layout: uint8 frames, float32 geometry, the same number of each."""
     made = [write_tum(tmp_path / "tum"), write_transforms(tmp_path / "nerf"), exported(tmp_path / "scan")]

@@ -36,7 +36,7 @@ def open_views(
     """The views at `path`: a video, a folder or list of images, or a posed capture in one of the layouts of `layout_of`.
 
     frames     None for all, a number for that many evenly spread over the source, or a list of positions in it (of posed captures:
-               among the frames whose pose can be used).
+               among the frames whose pose can be used), given back in time order whatever the order of the list.
     max_side   shrink frames so that the longer side has at most this many pixels.
     options    passed to the reader of the layout: see `open_video`, `open_images`, `open_rgbd`, `open_scannet`, ...
     """

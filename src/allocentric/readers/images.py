@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from allocentric.readers.choose import chosen_frames, fit_within
+from allocentric.readers.choose import check_memory, chosen_frames, fit_within
 from allocentric.views import Views, check_views
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm"}
@@ -71,7 +71,7 @@ def open_images(
 ) -> Views:
     """Views from a folder of images (natural order), one image, or a list of images (order kept). All of one size.
 
-    Images carry no times; `indices` are positions in the folder or list.
+    Images carry no times; their order stands for it. `indices` are positions in the folder or list.
     """
     if isinstance(path, (str, PathLike)):
         source, path = str(path), Path(path)
@@ -87,6 +87,7 @@ def open_images(
     indices = chosen_frames(frames, len(files), source)
     for row, image in enumerate(read_images([files[i] for i in indices], source, max_side)):
         if row == 0:
+            check_memory(len(indices), image.shape[2], image.shape[1], source)
             stack = torch.empty((len(indices), *image.shape), dtype=torch.uint8)
         stack[row] = image
     return check_views(Views(frames=stack, indices=torch.tensor(indices), source=source))

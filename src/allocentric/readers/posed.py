@@ -18,7 +18,7 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from allocentric.readers.choose import chosen_frames, fit_within
+from allocentric.readers.choose import check_memory, chosen_frames, fit_within
 from allocentric.readers.images import natural_key, read_image
 from allocentric.views import Views, check_views, pose_fault
 
@@ -84,7 +84,7 @@ def views_from(
 ) -> Views:
     """Read the frames asked for. Depth is brought to the size of the colour pictures, never blended.
 
-    frames           None for all, a number for that many evenly spread, or positions among the usable frames.
+    frames           None for all, a number for that many evenly spread, or positions among the usable frames; in time order.
     max_side         shrink colour, and with it depth and intrinsics, so that the longer side has at most this many pixels.
     drop_bad_poses   leave out frames whose pose is not finite or not rigid, in place of refusing them.
     to_world         moves the files' world into the one returned (axis alignment).
@@ -121,6 +121,7 @@ def views_from(
         if rgb is None:
             first_size = (height, width)
             small = fit_within(width, height, max_side)
+            check_memory(len(posed), *small, source, depth=with_depth[0])
             rgb = torch.empty((len(posed), 3, small[1], small[0]), dtype=torch.uint8)
             depth = torch.zeros((len(posed), small[1], small[0])) if with_depth[0] else None
         if (height, width) != first_size:
@@ -264,9 +265,14 @@ def read_intrinsics(path: Path) -> Float[np.ndarray, "3 3"]:
     if not path.is_file():
         raise ValueError(f"{path}: the intrinsics are missing")
     count = len(path.read_text().replace(",", " ").split())
-    k = read_matrix(path, (4, 4) if count == 16 else (3, 3), "matrix of intrinsics")[:3, :3]
-    if not np.isfinite(k).all() or k[0, 0] <= 0 or k[1, 1] <= 0:
-        raise ValueError(f"{path}: expected intrinsics with positive focal lengths, found {k.tolist()}")
+    return check_intrinsics(read_matrix(path, (4, 4) if count == 16 else (3, 3), "matrix of intrinsics")[:3, :3], str(path))
+
+
+def check_intrinsics(k: Any, what: str) -> Float[np.ndarray, "3 3"]:
+    """Intrinsics as float64, or a ValueError: with any other matrix some pixel has no ray, or several."""
+    k = np.asarray(k, dtype=np.float64)
+    if k.shape != (3, 3) or not np.isfinite(k).all() or not np.allclose(np.tril(k, -1), 0) or (np.diag(k) <= 0).any():
+        raise ValueError(f"{what}: expected 3x3 intrinsics, upper triangular with positive focal lengths, found {k.tolist()}")
     return k
 
 

@@ -26,9 +26,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from allocentric.geometry.canonical import rotation_to_z
-from allocentric.readers.choose import chosen_frames
+from allocentric.readers.choose import check_memory, chosen_frames
 from allocentric.readers.images import natural_key, read_image
-from allocentric.readers.posed import DROP_HINT, read_depth, read_matrix, register
+from allocentric.readers.posed import DROP_HINT, MAX_ASPECT_ERROR, check_intrinsics, read_depth, read_matrix, register
 from allocentric.views import Views, check_views, pose_fault
 
 COLOR_SUFFIXES = (".color.jpg", ".color.png", ".color.jpeg")
@@ -56,7 +56,7 @@ def open_rgbd(
 ) -> Views:
     """Views from a posed RGB-D folder (7-Scenes layout). `Views.indices` are the numbers in the file names.
 
-    frames             None for all, a number for that many evenly spread, or positions (0 is the first frame there is).
+    frames             None for all, a number for that many evenly spread, or positions (0 is the first there is); in time order.
     intrinsics         used in place of camera-intrinsics.txt; pixels of the depth pictures.
     color_intrinsics   register depth to the colour pictures (see the module's text); pixels of the colour pictures.
     depth_scale        depth units per metre; 1000 unless given. When given, no check for a wrong unit is made.
@@ -67,6 +67,8 @@ def open_rgbd(
     folder = Path(path)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder")
+    if depth_scale is not None and not 0 < depth_scale < np.inf:
+        raise ValueError(f"depth_scale: found {depth_scale}, expected a positive number of depth units per metre")
     color = _color_files(folder)
     stems = sorted(color, key=natural_key)
     if not stems:
@@ -82,39 +84,38 @@ def open_rgbd(
     if up is not None:
         camera_to_world = _turn_up(up) @ camera_to_world
     depth_k = _intrinsics(folder, intrinsics)
+    color_k = None if color_intrinsics is None else torch.from_numpy(check_intrinsics(color_intrinsics, "color_intrinsics"))
 
-    rgb, depth = [], []
-    for stem in stems:
-        rgb.append(read_image(color[stem]))
-        if rgb[-1].shape != rgb[0].shape:
-            sizes = [f"{color[s].name} is {x.shape[2]}x{x.shape[1]}" for s, x in ((stems[0], rgb[0]), (stem, rgb[-1]))]
+    rgb: Tensor | None = None
+    measured = []  # some of the depth of each frame, for a look at its unit
+    for row, stem in enumerate(stems):
+        image = read_image(color[stem])
+        filed = read_depth(folder / f"{stem}.depth.png", 1000.0 if depth_scale is None else depth_scale)
+        if rgb is None:
+            size, depth_size = tuple(image.shape[1:]), tuple(filed.shape)
+            k = depth_k if color_k is None else color_k
+            if color_k is None and size != depth_size:
+                k = _stretched(folder, depth_k, depth_size, size, resize_depth)
+            check_memory(len(stems), size[1], size[0], str(folder), depth=True, smaller=False)
+            rgb = torch.empty((len(stems), 3, *size), dtype=torch.uint8)
+            depth = torch.empty((len(stems), *size))
+        if image.shape[1:] != size:
+            sizes = [f"{color[s].name} is {x[1]}x{x[0]}" for s, x in ((stems[0], size), (stem, image.shape[1:]))]
             raise ValueError(f"{folder}: colour pictures must have one size; {sizes[0]}, {sizes[1]}")
-        depth.append(read_depth(folder / f"{stem}.depth.png", depth_scale or 1000.0))
-        if depth[-1].shape != depth[0].shape:
+        if filed.shape != depth_size:
             raise ValueError(
-                f"{folder}: depth pictures must have one size; {stem}.depth.png is {depth[-1].shape[1]}x{depth[-1].shape[0]}, "
-                f"{stems[0]}.depth.png is {depth[0].shape[1]}x{depth[0].shape[0]}"
+                f"{folder}: depth pictures must have one size; {stem}.depth.png is {filed.shape[1]}x{filed.shape[0]}, "
+                f"{stems[0]}.depth.png is {depth_size[1]}x{depth_size[0]}"
             )
-    rgb, depth = torch.stack(rgb), torch.stack(depth)
-    if depth_scale is None:
-        _check_unit(folder, depth)
-
-    size, depth_size = tuple(rgb.shape[2:]), tuple(depth.shape[1:])
-    if color_intrinsics is not None:
-        k = torch.as_tensor(np.asarray(color_intrinsics), dtype=torch.float64)
-        depth = register(depth, depth_k, k, size)
-    elif depth_size == size:
-        k = depth_k
-    elif resize_depth:
+        rgb[row] = image
         # Nearest, never blended: a mean of the table's depth and the wall's is a point in mid-air.
-        stretch = torch.diag(torch.tensor([size[1] / depth_size[1], size[0] / depth_size[0], 1.0], dtype=torch.float64))
-        k = stretch @ depth_k
-        depth = register(depth, depth_k, k, size)
-    else:
-        raise ValueError(
-            f"{folder}: depth is {depth_size[1]}x{depth_size[0]}, colour {size[1]}x{size[0]}; give color_intrinsics= to register "
-            "them, or resize_depth=True if both show the same field of view"
-        )
+        depth[row] = filed if k is depth_k else register(filed[None], depth_k, k, size)[0]
+        some = filed[::4, ::4]
+        measured.append(some[some > 0])
+    assert rgb is not None
+    if depth_scale is None:
+        _check_unit(folder, torch.cat(measured), len(stems))
+
     digits = [re.search(r"(\d+)$", s) for s in stems]
     return check_views(
         Views(
@@ -140,14 +141,26 @@ def _color_files(folder: Path) -> dict[str, Path]:
 
 def _intrinsics(folder: Path, given: np.ndarray | None) -> Float[Tensor, "3 3"]:
     if given is not None:
-        return torch.as_tensor(np.asarray(given), dtype=torch.float64)
+        return torch.from_numpy(check_intrinsics(given, "intrinsics"))
     file = folder / "camera-intrinsics.txt"
     if not file.is_file():
         raise ValueError(f"{folder}: camera-intrinsics.txt is missing; put it there or give intrinsics=")
-    k = torch.from_numpy(read_matrix(file, (3, 3)))
-    if not torch.isfinite(k).all() or k[0, 0] <= 0 or k[1, 1] <= 0:
-        raise ValueError(f"{file}: expected a 3x3 matrix with positive focal lengths, found {k.tolist()}")
-    return k
+    return torch.from_numpy(check_intrinsics(read_matrix(file, (3, 3)), str(file)))
+
+
+def _stretched(
+    folder: Path, depth_k: Float[Tensor, "3 3"], depth_size: tuple[int, int], size: tuple[int, int], resize_depth: bool
+) -> Float[Tensor, "3 3"]:
+    """Intrinsics of the colour pictures where both cameras show one field of view at two sizes (height, width)."""
+    sizes = f"{folder}: depth is {depth_size[1]}x{depth_size[0]}, colour {size[1]}x{size[0]}"
+    if not resize_depth:
+        raise ValueError(
+            f"{sizes}; give color_intrinsics= to register them, or resize_depth=True if both show the same field of view"
+        )
+    across, down = size[1] / depth_size[1], size[0] / depth_size[0]
+    if abs(across / down - 1) > MAX_ASPECT_ERROR:
+        raise ValueError(f"{sizes}: expected one field of view of the same proportions; give color_intrinsics= to register them")
+    return torch.diag(torch.tensor([across, down, 1.0], dtype=torch.float64)) @ depth_k
 
 
 def _read_pose(file: Path, check: bool = True) -> Float[Tensor, "4 4"]:
@@ -158,11 +171,9 @@ def _read_pose(file: Path, check: bool = True) -> Float[Tensor, "4 4"]:
     return matrix
 
 
-def _check_unit(folder: Path, depth: Float[Tensor, "t h w"]) -> None:
-    measured = depth[:, ::4, ::4]
-    measured = measured[measured > 0]
+def _check_unit(folder: Path, measured: Float[Tensor, " n"], frames: int) -> None:
     if measured.numel() == 0:
-        raise ValueError(f"{folder}: no depth was measured in any of the {len(depth)} frames")
+        raise ValueError(f"{folder}: no depth was measured in any of the {frames} frames")
     median, (low, high) = measured.median().item(), PLAUSIBLE_MEDIAN
     if not low <= median <= high:
         raise ValueError(

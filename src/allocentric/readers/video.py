@@ -6,6 +6,7 @@ so that memory does not grow with the length of the video.
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from itertools import pairwise
 from os import PathLike
 from pathlib import Path
@@ -16,17 +17,18 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from allocentric.readers.choose import chosen_frames, fit_within
-from allocentric.views import Views, check_views, uniform_indices
+from allocentric.readers.choose import check_memory, chosen_frames, existing_frames, fit_within
+from allocentric.views import Views, check_views
 
-MAX_BYTES = 8 << 30  # what `open_video` is willing to hold in memory
+VP8_SHOW_FRAME = 0x10  # in the first byte of a packet
 
 
 class VideoFile:
     """A video on disk: how many frames, when, how large, and the frames themselves when asked.
 
     Frames are numbered in the order they are shown. `times` are seconds from the first frame.
-    `width` and `height` are those of the upright picture: rotation metadata (phones) is applied.
+    `width` and `height` are those of the upright picture with square pixels: rotation metadata (phones) is applied, and where
+    pixels are wider or narrower than high (anamorphic video) the stored picture is made as wide as it is shown.
     """
 
     def __init__(self, path: str | PathLike):
@@ -63,7 +65,8 @@ class VideoFile:
         """Read the time stamp of every packet, decoding none."""
         stream = self._video_streams(container)[0]
         self.codec = stream.codec_context.name
-        shown, left_out, keys, end_of_file = [], 0, [], 0.0
+        self._pixel_aspect = stream.sample_aspect_ratio or Fraction(1)  # width of a pixel by its height; 1 where the file is silent
+        shown, left_out, keys, first_key, end_of_file = [], 0, [], None, 0.0
         # Whether every packet says when it is shown. AVI has no such field, and what FFmpeg guesses is wrong with B-frames.
         ordered = container.format.name != "avi"
         try:
@@ -74,6 +77,10 @@ class VideoFile:
                     end_of_file = max(end_of_file, float((packet.pts + (packet.duration or 0)) * packet.time_base))
                 if packet.stream.index != stream.index:
                     continue
+                if self.codec == "vp8" and not memoryview(packet)[0] & VP8_SHOW_FRAME:  # others are predicted from it, no more
+                    continue
+                if first_key is None and packet.is_keyframe:
+                    first_key = packet.pts
                 if packet.is_discard:  # decoded on the way to what is shown: the video was trimmed
                     left_out += 1
                     continue
@@ -96,6 +103,14 @@ class VideoFile:
             announced = container.duration / av.time_base + max(0, (container.start_time or 0) / av.time_base)
             if end_of_file < 0.95 * announced - 1.0:
                 raise ValueError(f"{self.path}: truncated: {announced:.1f} s are announced, {end_of_file:.1f} s are there")
+
+        # A stream cut where a group of pictures leans on the one before it (open GOP) starts with pictures that cannot be decoded,
+        # shown before its first key frame. Decoders give none of them and no error: the video is what they do give.
+        if ordered and first_key is not None and min(shown) < first_key:
+            with self._open() as beginning:
+                first = self._reach(enumerate(self._frames(beginning)), 0).pts
+            if first is not None and first <= first_key:
+                shown = [pts for pts in shown if pts >= first]
 
         # Raw streams and AVI give no presentation times: they are read from the start, frames counted as the decoder shows them.
         self._pts = sorted(set(shown)) if ordered else None
@@ -132,7 +147,7 @@ class VideoFile:
 
         Skips ahead to the last key frame before the next wanted frame, and decodes from there.
         """
-        wanted = chosen_frames(list(indices), self.num_frames, str(self.path))
+        wanted = existing_frames(indices, self.num_frames, str(self.path))
         if any(b < a for a, b in pairwise(wanted)):
             order = {i: row for row, i in enumerate(sorted(set(wanted)))}
             ascending = list(self.read(list(order), max_side))
@@ -146,17 +161,22 @@ class VideoFile:
                 if i != last:
                     if self._key_before(i) > position + 1:
                         decoded = self._decode(container, self._key_before(i))
-                    for position, frame in decoded:  # noqa: B007 (used after the loop)
-                        if position >= i:
-                            break
-                    else:
-                        raise ValueError(f"{self.path}: frame {i} cannot be decoded: the video ends before it (truncated?)")
-                    if position != i:
-                        raise ValueError(f"{self.path}: frame {i} cannot be decoded (damaged?)")
-                    if frame.is_corrupt:
-                        raise ValueError(f"{self.path}: frame {i} is damaged")
-                    image, last = _upright_rgb(frame, max_side), i
+                    image, last, position = _upright_rgb(self._reach(decoded, i), self._pixel_aspect, max_side), i, i
                 yield image
+
+    def _reach(self, decoded: Iterator[tuple[int, av.VideoFrame]], i: int) -> av.VideoFrame:
+        """Frame `i` among (frame number, frame), or an error that names it."""
+        try:
+            position, frame = next((found for found in decoded if found[0] >= i), (None, None))
+        except av.error.FFmpegError as error:
+            raise ValueError(f"{self.path}: frame {i} cannot be decoded ({error.strerror}); truncated or damaged?") from error
+        if frame is None:
+            raise ValueError(f"{self.path}: frame {i} cannot be decoded: the video ends before it (truncated?)")
+        if position != i:
+            raise ValueError(f"{self.path}: frame {i} cannot be decoded (damaged?)")
+        if frame.is_corrupt:
+            raise ValueError(f"{self.path}: frame {i} is damaged")
+        return frame
 
     def _key_before(self, index: int) -> int:
         """Number of the last key frame at or before this frame; 0 when the file has to be read from its start."""
@@ -187,18 +207,12 @@ class VideoFile:
             yield from container.decode(self._video_streams(container)[0])
         except av.error.EOFError:
             return
-        except av.error.FFmpegError as error:
-            raise ValueError(f"{self.path}: a frame cannot be decoded ({error.strerror}); truncated or damaged?") from error
 
     def frames_at(self, indices: Sequence[int], max_side: int | None = None) -> UInt8[Tensor, "t 3 h w"]:
         """Frames by number, stacked, in the order asked for."""
         indices = [int(i) for i in indices]
         width, height = fit_within(self.width, self.height, max_side)
-        if (size := len(indices) * 3 * width * height) > MAX_BYTES:
-            raise ValueError(
-                f"{self.path}: {len(indices)} frames of {width}x{height} would take {size / 2**30:.0f} GiB; "
-                "ask for fewer (frames=16) or smaller ones (max_side=640)"
-            )
+        check_memory(len(indices), width, height, str(self.path))
         stack = torch.empty((len(indices), 3, height, width), dtype=torch.uint8)
         for row, image in enumerate(self.read(indices, max_side)):
             if image.shape != stack.shape[1:]:
@@ -210,15 +224,15 @@ class VideoFile:
         return stack
 
     def views(self, indices: Sequence[int], max_side: int | None = None) -> Views:
-        """`Views` of these frames, with their times."""
-        indices = [int(i) for i in indices]
+        """`Views` of these frames, in time order and with their times."""
+        indices = sorted(int(i) for i in indices)
         frames = self.frames_at(indices, max_side)
         times = torch.from_numpy(self.times[indices])
         return Views(frames=frames, times=times, indices=torch.tensor(indices), source=str(self.path))
 
 
-def _upright_rgb(frame: av.VideoFrame, max_side: int | None) -> UInt8[Tensor, "3 h w"]:
-    width, height = fit_within(frame.width, frame.height, max_side)
+def _upright_rgb(frame: av.VideoFrame, pixel_aspect: Fraction, max_side: int | None) -> UInt8[Tensor, "3 h w"]:
+    width, height = fit_within(max(1, round(frame.width * pixel_aspect)), frame.height, max_side)
     if (width, height) != (frame.width, frame.height):
         frame_rgb = frame.reformat(width, height, "rgb24", interpolation="AREA")
     else:
@@ -252,9 +266,5 @@ def open_video(
     if times is not None:
         if frames is not None:
             raise ValueError(f"{path}: give frames or times, not both")
-        return check_views(video.views(sorted(video.indices_at(times)), max_side))
-    if isinstance(frames, int):
-        indices = uniform_indices(video.num_frames, frames)
-    else:
-        indices = sorted(chosen_frames(frames, video.num_frames, str(path)))
-    return check_views(video.views(indices, max_side))
+        return check_views(video.views(video.indices_at(times), max_side))
+    return check_views(video.views(chosen_frames(frames, video.num_frames, str(path)), max_side))
