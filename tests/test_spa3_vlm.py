@@ -20,6 +20,7 @@ from allocentric.models.spa3_vlm import (
     from_parts,
     geometry_view,
     load_spa3_vlm,
+    spa3_vlm_config,
 )
 from allocentric.models.spatial_mllm import SpatialMLLMConfig, unpatchify
 from parity import weights as parity
@@ -102,6 +103,13 @@ def test_images_of_another_size_reach_the_encoder(published):
     as_video = {"pixel_values_videos": given["pixel_values"], "video_grid_thw": given["image_grid_thw"]}
     with pytest.raises(ValueError, match="geometry_images: found videos alone, expected images"):
         model(input_ids=given["input_ids"], geometry_images=given["geometry_images"], **as_video)
+
+
+def test_the_released_config_by_from_pretrained(published):
+    config = Spa3VLMConfig.from_pretrained(published[3])
+    assert config.model_type == "spa3-vlm" and config.frames_as == "images"
+    assert config.spa3r_config.to_dict() == Spa3RConfig.compat().to_dict()
+    assert config.to_dict() == spa3_vlm_config(published[3]).to_dict() | {"architectures": config.architectures}
 
 
 def test_a_missing_tensor_is_named(published, tmp_path):

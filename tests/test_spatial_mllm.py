@@ -610,6 +610,24 @@ def test_released_checkpoints_load_and_save_in_our_names(tmp_path, processor, ve
         assert torch.equal(load_spatial_mllm(tmp_path / "ours")(**inputs).logits, model(**inputs).logits)
 
 
+@pytest.mark.parametrize("version", ["v1.1", "v1.0"])
+def test_released_checkpoints_load_by_from_pretrained_and_auto_classes(tmp_path, version):
+    model = tiny_model(connector_config={"layout": version})
+    folder = released(model, tmp_path / "released", version)
+    config = json.loads((folder / "config.json").read_text()) | {"spatial_config": VGGTConfig.tiny().to_dict()}
+    (folder / "config.json").write_text(json.dumps(config))
+    expected = model.state_dict()
+    kinds = [SpatialMLLMForConditionalGeneration, SpatialMLLMModel]
+    if version == "v1.1":  # that of v1.0 says of itself that it is a Qwen2.5-VL
+        kinds += [AutoModel, AutoModelForImageTextToText]
+    for kind in kinds:
+        loaded, report = kind.from_pretrained(folder, output_loading_info=True)
+        assert loaded.config.connector_config.layout == version and loaded.config.model_type == "spatial-mllm"
+        assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
+        outer = "model." if isinstance(loaded, SpatialMLLMModel) else ""
+        assert all(torch.equal(tensor, expected[outer + name]) for name, tensor in loaded.state_dict().items())
+
+
 def test_released_v1_1_config_is_read_as_it_is(tmp_path):
     folder = released(tiny_model(), tmp_path / "released", "v1.1")
     config = AutoConfig.from_pretrained(folder)

@@ -77,12 +77,37 @@ class Spa3VLMConfig(SpatialMLLMConfig):
         super().__post_init__(**kwargs)
 
     @classmethod
+    def get_config_dict(cls, path, **kwargs) -> tuple[dict, dict]:
+        """Hugging Face's `get_config_dict`; the released config becomes one of ours."""
+        config, kwargs = super().get_config_dict(path, **kwargs)
+        return _as_ours(config), kwargs
+
+    @classmethod
     def tiny(cls, **changes) -> "Spa3VLMConfig":
         """A two-layer model for tests: the same code, a few hundred thousand parameters."""
         base = SpatialMLLMConfig.tiny(use_spatial=False).to_dict()
         kept = {k: base[k] for k in ("text_config", "vision_config", "tie_word_embeddings") if k in base}
         ids = {k: base[k] for k in ("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id")}
         return cls(**{**kept, **ids, "spa3r_config": Spa3RConfig.tiny(), **changes})
+
+
+# Tensor names of the released folder (transformers 4.50) -> ours. Our own names match none of the patterns.
+RELEASED_NAMES = {
+    r"^visual\.": "model.visual.",
+    r"^model\.(embed_tokens|layers|norm)\.": r"model.language_model.\1.",
+    r"^geometry_encoder\.spa3r\.": "model.spatial_encoder.",
+    r"^geometry_projector\.": "model.connector.projector.",
+    r"^geom_cross_attention\.": "model.connector.attention.",
+    r"^ln\.": "model.connector.norm.",
+    r"^geometry_adaptor\.": "model.connector.adaptor.",
+    r"^geometry_gate\.0\.": "model.connector.gate.",
+}
+# What rides along in the released folder and answers no question: decoder, VGGT's heads, teachers.
+UNUSED = [
+    r"spa3r\.(camera_head|point_head|depth_head|track_head|dino|decoder|heads|depth_prob|pose_tokenizer)\.",
+    r"spatial_encoder\.(camera_head|point_head|depth_head|track_head|dino|decoder|heads|depth_prob|pose_tokenizer)\.",
+    r"\.patch_embed\.mask_token$",
+]
 
 
 class Spa3VLMModel(SpatialMLLMModel):
@@ -92,6 +117,8 @@ class Spa3VLMModel(SpatialMLLMModel):
     """
 
     config: Spa3VLMConfig
+    released_names = RELEASED_NAMES
+    _keys_to_ignore_on_load_unexpected = UNUSED
 
     def __init__(self, config: Spa3VLMConfig):
         super(SpatialMLLMModel, self).__init__(config)
@@ -272,25 +299,6 @@ class Spa3VLMModel(SpatialMLLMModel):
         return (grid_thw.prod(-1) // self.config.vision_config.spatial_merge_size**2).tolist()
 
 
-# Tensor names of the released folder (transformers 4.50) -> ours. Our own names match none of the patterns.
-RELEASED_NAMES = {
-    r"^visual\.": "model.visual.",
-    r"^model\.(embed_tokens|layers|norm)\.": r"model.language_model.\1.",
-    r"^geometry_encoder\.spa3r\.": "model.spatial_encoder.",
-    r"^geometry_projector\.": "model.connector.projector.",
-    r"^geom_cross_attention\.": "model.connector.attention.",
-    r"^ln\.": "model.connector.norm.",
-    r"^geometry_adaptor\.": "model.connector.adaptor.",
-    r"^geometry_gate\.0\.": "model.connector.gate.",
-}
-# What rides along in the released folder and answers no question: decoder, VGGT's heads, teachers.
-UNUSED = [
-    r"spa3r\.(camera_head|point_head|depth_head|track_head|dino|decoder|heads|depth_prob|pose_tokenizer)\.",
-    r"spatial_encoder\.(camera_head|point_head|depth_head|track_head|dino|decoder|heads|depth_prob|pose_tokenizer)\.",
-    r"\.patch_embed\.mask_token$",
-]
-
-
 class Spa3VLMForConditionalGeneration(SpatialMLLMForConditionalGeneration):
     """Spa3-VLM with its language-model head: loss, `generate`, `save_pretrained`, PEFT as for Qwen2.5-VL."""
 
@@ -415,14 +423,24 @@ def spa3_vlm_config(path: str | Path, spa3r_config: Spa3RConfig | dict | None = 
             f"{path}: found model_type {config.get('model_type')!r}, expected 'spa3-vlm' (ours) or 'qwen2_5_vl' with "
             "geometry_encoder_type 'spa3r' (released)"
         )
-    if config.pop("model_type") != Spa3VLMConfig.model_type:
-        sizes = {"embed_dim": config.pop("spa3r_embed_dim", 768), "num_queries": config.pop("spa3r_num_queries", 256)}
-        config = {k: v for k, v in config.items() if not k.startswith(("geometry_encoder", "use_geometry"))}
-        config |= {"spa3r_config": Spa3RConfig.compat(**sizes), "frames_as": "images"}
-    config.pop("architectures", None)
+    config = {name: value for name, value in _as_ours(config).items() if name not in ("model_type", "architectures")}
     if spa3r_config is not None:
         config["spa3r_config"] = spa3r_config
     return make_config(Spa3VLMConfig, f"{path}: config.json", config)
+
+
+def _as_ours(config: dict) -> dict:
+    """A config as it is written, or, where it is the released one, as one of ours."""
+    if config.get("model_type") == Spa3VLMConfig.model_type or not is_spa3_vlm(config):
+        return config
+    ours = {k: v for k, v in config.items() if not k.startswith(("geometry_encoder", "use_geometry", "spa3r_"))}
+    sizes = {"embed_dim": config.get("spa3r_embed_dim", 768), "num_queries": config.get("spa3r_num_queries", 256)}
+    return {
+        **ours,
+        "model_type": Spa3VLMConfig.model_type,
+        "spa3r_config": Spa3RConfig.compat(**sizes).to_dict(),
+        "frames_as": "images",
+    }
 
 
 def is_spa3_vlm(config: dict) -> bool:

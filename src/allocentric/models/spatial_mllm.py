@@ -96,6 +96,12 @@ class SpatialMLLMConfig(Qwen2_5_VLConfig):
             )
 
     @classmethod
+    def get_config_dict(cls, path, **kwargs) -> tuple[dict, dict]:
+        """Hugging Face's `get_config_dict`; a v1.0 config is told by its architecture and becomes one of ours."""
+        config, kwargs = super().get_config_dict(path, **kwargs)
+        return _with_layout(config), kwargs
+
+    @classmethod
     def tiny(cls, **changes) -> "SpatialMLLMConfig":
         """A two-layer model for tests: the same code, a few hundred thousand parameters."""
         return cls(
@@ -165,10 +171,45 @@ def unpatchify(
     return rows
 
 
-class SpatialMLLMModel(Qwen2_5_VLModel):
+# Tensor names of the released checkpoints (transformers 4.51) -> ours. Our own names match none of the patterns.
+RELEASED_NAMES = {
+    r"^visual\.": "model.visual.",
+    r"^model\.(embed_tokens|layers|norm)\.": r"model.language_model.\1.",
+    r"^(spatial_encoder\.vggt_model|vggt)\.aggregator\.": "model.spatial_encoder.",
+    r"^connector\.": "model.connector.",
+    r"^vggt_embedding_merger\.token_merge_ln_q\.": "model.connector.ln_q.",
+    r"^vggt_embedding_merger\.token_merge_mlp\.": "model.connector.mlp.",
+    r"^vggt_embedding_merger\.vgg_to_language_ln_q\.": "model.connector.refine.0.",
+    r"^vggt_embedding_merger\.vgg_to_language_mlp\.0\.": "model.connector.refine.1.",
+    r"^vggt_embedding_merger\.vgg_to_language_mlp\.2\.": "model.connector.refine.3.",
+}
+# What rides along in the released files and the language model never reads: VGGT's task heads, DINOv2's training mask.
+UNUSED = [r"^(spatial_encoder\.vggt_model|vggt)\.(camera|point|depth|track)_head\.", r"\.patch_embed\.mask_token$"]
+
+
+class ReleasedNames:
+    """Loading and saving of a model whose released checkpoints call its tensors otherwise (`released_names`: pattern to name)."""
+
+    released_names: ClassVar[dict[str, str]]
+
+    @classmethod
+    def from_pretrained(cls, path, *args, **kwargs):
+        """Hugging Face's `from_pretrained`, which here also understands the released checkpoints' tensor names."""
+        kwargs.setdefault("key_mapping", cls.released_names)
+        return super().from_pretrained(path, *args, **kwargs)
+
+    def save_pretrained(self, *args, **kwargs):
+        """Hugging Face's `save_pretrained`, always in our own names: it would write the names it read."""
+        kwargs.setdefault("save_original_format", False)
+        super().save_pretrained(*args, **kwargs)
+
+
+class SpatialMLLMModel(ReleasedNames, Qwen2_5_VLModel):
     """Qwen2.5-VL's backbone; what differs is in the hook, `get_video_features` and `get_image_features`."""
 
     config: SpatialMLLMConfig
+    released_names = RELEASED_NAMES
+    _keys_to_ignore_on_load_unexpected = UNUSED
 
     def __init__(self, config: SpatialMLLMConfig):
         super().__init__(config)
@@ -398,39 +439,6 @@ class SpatialMLLMModel(Qwen2_5_VLModel):
         return self.per_row(self.fuse(video_features_2d, video_features_3d), video_grid_thw)
 
 
-# Tensor names of the released checkpoints (transformers 4.51) -> ours. Our own names match none of the patterns.
-RELEASED_NAMES = {
-    r"^visual\.": "model.visual.",
-    r"^model\.(embed_tokens|layers|norm)\.": r"model.language_model.\1.",
-    r"^(spatial_encoder\.vggt_model|vggt)\.aggregator\.": "model.spatial_encoder.",
-    r"^connector\.": "model.connector.",
-    r"^vggt_embedding_merger\.token_merge_ln_q\.": "model.connector.ln_q.",
-    r"^vggt_embedding_merger\.token_merge_mlp\.": "model.connector.mlp.",
-    r"^vggt_embedding_merger\.vgg_to_language_ln_q\.": "model.connector.refine.0.",
-    r"^vggt_embedding_merger\.vgg_to_language_mlp\.0\.": "model.connector.refine.1.",
-    r"^vggt_embedding_merger\.vgg_to_language_mlp\.2\.": "model.connector.refine.3.",
-}
-# What rides along in the released files and the language model never reads: VGGT's task heads, DINOv2's training mask.
-UNUSED = [r"^(spatial_encoder\.vggt_model|vggt)\.(camera|point|depth|track)_head\.", r"\.patch_embed\.mask_token$"]
-
-
-class ReleasedNames:
-    """Loading and saving of a model whose released checkpoints call its tensors otherwise (`released_names`: pattern to name)."""
-
-    released_names: ClassVar[dict[str, str]]
-
-    @classmethod
-    def from_pretrained(cls, path, *args, **kwargs):
-        """Hugging Face's `from_pretrained`, which here also understands the released checkpoints' tensor names."""
-        kwargs.setdefault("key_mapping", cls.released_names)
-        return super().from_pretrained(path, *args, **kwargs)
-
-    def save_pretrained(self, *args, **kwargs):
-        """Hugging Face's `save_pretrained`, always in our own names: it would write the names it read."""
-        kwargs.setdefault("save_original_format", False)
-        super().save_pretrained(*args, **kwargs)
-
-
 class SpatialMLLMForConditionalGeneration(ReleasedNames, Qwen2_5_VLForConditionalGeneration):
     """Spatial-MLLM with its language-model head: loss, `generate`, `save_pretrained`, PEFT as for Qwen2.5-VL."""
 
@@ -517,12 +525,9 @@ def load_spatial_mllm(
 
 def spatial_mllm_config(path: str | Path, spatial_config: VGGTConfig | dict | None = None) -> SpatialMLLMConfig:
     """The config of a released checkpoint or of one saved by this library."""
-    config = read_config(path)
+    config = _with_layout(read_config(path))
     model_type, architectures = config.pop("model_type", None), config.pop("architectures", None) or []
-    if model_type == "qwen2_5_vl" and any("VGGT" in name for name in architectures):
-        # v1.0: VGGT and connector are hard-wired in the published code
-        config["connector_config"] = {"layout": "v1.0"}
-    elif model_type != SpatialMLLMConfig.model_type:
+    if model_type != SpatialMLLMConfig.model_type:
         raise ValueError(
             f"{path}: found model_type {model_type!r} with architectures {architectures}, expected 'spatial-mllm' "
             "(v1.1 and ours) or 'qwen2_5_vl' with 'Qwen2_5_VL_VGGTForConditionalGeneration' (v1.0)"
@@ -530,6 +535,13 @@ def spatial_mllm_config(path: str | Path, spatial_config: VGGTConfig | dict | No
     if spatial_config is not None:
         config["spatial_config"] = spatial_config
     return make_config(SpatialMLLMConfig, f"{path}: config.json", config)
+
+
+def _with_layout(config: dict) -> dict:
+    """A config as it is written, or, where it is that of v1.0, as one of ours: the published code hard-wires VGGT and connector."""
+    of_v1_0 = config.get("model_type") == "qwen2_5_vl" and any("VGGT" in name for name in config.get("architectures") or [])
+    ours = {"model_type": SpatialMLLMConfig.model_type, "connector_config": {"layout": "v1.0"}}
+    return {**config, **ours} if of_v1_0 else config
 
 
 def from_parts(
