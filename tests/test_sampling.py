@@ -189,6 +189,17 @@ def test_fill_mode_always_gives_k_and_ignores_outliers():
     assert dirty.indices == tuple(sorted(dirty.order))
 
 
+def test_fill_mode_takes_the_one_frame_that_shows_another_room():
+    points = scene(np.random.default_rng(0), 1)[0].expand(127, -1, -1, -1)
+    apart = points[:1] + 10 * (points.amax() - points.amin())
+    chosen = space_aware(torch.cat([points[:90], apart, points[90:]]), 2)
+    assert 90 in chosen.indices and chosen.coverage[0] < 0.6 and chosen.coverage[1] == 1
+    assert chosen.voxel_size == pytest.approx(space_aware(points, 2).voxel_size, rel=0.5)  # its points are too few to set the scale
+    few = torch.full_like(apart, float("nan"))
+    few[0, 0, 0] = apart[0, 0, 0]  # a single point is no room
+    assert space_aware(torch.cat([points[:90], few, points[90:]]), 2).coverage[0] == 1
+
+
 def test_fill_mode_with_equal_frames_spreads_over_time():
     points = torch.rand(1, 6, 6, 3).expand(9, 6, 6, 3)
     assert space_aware(points, 3).indices == (0, 4, 8)

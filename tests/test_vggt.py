@@ -1,6 +1,8 @@
 """VGGT: agreement with the published numbers, what is kept and run, training, checkpoints, and bad input."""
 
 import json
+import subprocess
+import sys
 import weakref
 from unittest.mock import patch
 
@@ -195,6 +197,30 @@ def test_aggregator_compiles_as_one_graph(backend):
                 assert torch.allclose(found, expected, atol=1e-5)
     finally:
         jaxtyping_config.update("jaxtyping_disable", checked)
+
+
+WHOLE = """
+import torch
+from allocentric.encoders.vggt import VGGT, VGGTConfig
+model, images = VGGT(VGGTConfig.tiny()).eval(), torch.rand(1, 3, 3, 42, 56)
+with torch.no_grad():
+    found, expected = torch.compile(model, fullgraph=True, backend="eager")(images), model(images)
+for name in ("pose_enc", "extrinsics", "intrinsics", "depth", "world_points"):
+    torch.testing.assert_close(getattr(found, name), getattr(expected, name))
+"""
+
+
+def test_vggt_with_its_heads_compiles_as_one_graph():
+    subprocess.run([sys.executable, "-c", WHOLE], check=True)  # where the test hook does not check types: that cannot be traced
+
+
+def test_only_the_heads_that_are_asked_for_run(model):
+    with torch.no_grad():
+        every, dense, camera = model(clip()), model(clip(), heads=("point",)), model(clip(), heads=("camera",))
+    assert torch.equal(dense.world_points, every.world_points) and dense.depth is None and dense.pose_enc is None
+    assert torch.allclose(camera.pose_enc, every.pose_enc, atol=1e-6) and camera.world_points is None
+    with pytest.raises(ValueError, match=r"heads: found \['point'\], expected some of \('camera',\)"):
+        VGGT(VGGTConfig.tiny(), heads=("camera",))(clip(), heads=("point",))
 
 
 # ---- what it means ----

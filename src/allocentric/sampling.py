@@ -251,14 +251,18 @@ def _bulk_box(valid: list[Float[Tensor, "_ 3"]], tail: float = 1.0) -> Box:
     """Of the scene's bulk: outer 1% percentiles of each axis, then half as far again on each side.
 
     The percentiles set the scale and no stray point moves them. The margin takes back walls and ceilings that are real but rarely
-    seen; what lies beyond it is an outlier.
+    seen; what lies beyond it is an outlier. A frame is not: where the middle half of its points (a tenth of the usual number at
+    least) lies elsewhere, in a room that no other frame shows, the box reaches there too.
     """
     step = max(1, sum(len(v) for v in valid) // 200_000)  # a fixed stride, so that the result is reproducible
-    some = torch.cat([v[::step] for v in valid]).cpu().numpy()
-    low, high = np.percentile(some, [tail, 100 - tail], axis=0).astype(np.float32)
+    some = [v[::step].cpu().numpy() for v in valid]
+    low, high = np.percentile(np.concatenate(some), [tail, 100 - tail], axis=0).astype(np.float32)
     extent = high - low
     margin = np.float32(0.5) * extent.max()
     sides = extent[extent > 1e-3 * extent.max()] if extent.max() > 0 else np.ones(1)  # a flat wall has two sides
+    least = 0.1 * sum(map(len, some)) / len(some)
+    middles = [np.percentile(points, [25, 75], axis=0).astype(np.float32) for points in some if len(points) >= least]
+    low, high = np.minimum(low, np.min(middles, axis=0)[0]), np.maximum(high, np.max(middles, axis=0)[1])
     return low - margin, high + margin, np.float32(sides.min())
 
 
@@ -405,17 +409,18 @@ def points_from_vggt(
                are turned, see `preprocess_for_vggt`.
     autocast   dtype for the encoder; the published code runs torch.bfloat16. None: the model's own dtype.
     """
-    heads = {"point_head": ("point_head",), "depth_camera": ("depth_head", "camera_head")}
-    if source not in heads:
+    needed = {"point_head": ("point",), "depth_camera": ("depth", "camera")}
+    if source not in needed:
         raise ValueError(f'points from VGGT: expected source "point_head" or "depth_camera", found {source!r}')
-    if missing := [head for head in heads[source] if getattr(model, head) is None]:
+    heads = needed[source]
+    if missing := [f"{head}_head" for head in heads if getattr(model, f"{head}_head") is None]:
         raise ValueError(f"points from VGGT: source {source!r} needs {' and '.join(missing)}; this model was built without")
     frames = views.frames if isinstance(views, Views) else views
     images = preprocess_for_vggt(frames, width or model.config.img_size, model.config.patch_size)
     weight = next(model.parameters())
     images = images[None].to(weight.device, autocast or weight.dtype)
     with torch.autocast(weight.device.type, dtype=autocast, enabled=autocast is not None):
-        output = model(images)
+        output = model(images, heads=heads)
     if source == "point_head":
         return output.world_points[0].float(), output.world_points_conf[0].float()
     camera_to_world = invert_rigid(output.extrinsics[0])

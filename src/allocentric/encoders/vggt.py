@@ -276,27 +276,37 @@ class VGGT(nn.Module):
         if "point" in heads:
             self.point_head = dense("point")
 
-    def aggregate(self, images: Shaped[Tensor, "..."]) -> list[Float[Tensor, "b s t c2"]]:
-        """The tokens the heads read: all of them for the dense heads, the last for the camera head."""
-        dense = self.depth_head is not None or self.point_head is not None
+    def built(self) -> tuple[str, ...]:
+        """The heads this model has."""
+        return tuple(head for head in HEADS if getattr(self, f"{head}_head") is not None)
+
+    def aggregate(self, images: Shaped[Tensor, "..."], heads: Sequence[str] | None = None) -> list[Float[Tensor, "b s t c2"]]:
+        """The tokens that `heads` (default: those it has) read: all of them for the dense heads, the last for the camera head."""
+        dense = {"depth", "point"} & set(self.built() if heads is None else heads)
         return self.aggregator(images, self.config.dpt_layers if dense else (-1,))
 
-    def forward(self, images: Shaped[Tensor, "..."], frame_chunk: int | None = 8) -> VGGTOutput:
+    def forward(
+        self, images: Shaped[Tensor, "..."], frame_chunk: int | None = 8, heads: Sequence[str] | None = None
+    ) -> VGGTOutput:
         """Geometry of (B, S, 3, H, W) images in [0, 1].
 
         frame_chunk   frames the dense heads decode at a time: bounds memory, changes nothing else. None: all.
+        heads         which heads to run; default: those it has.
         """
-        tokens, size, out = self.aggregate(images), tuple(images.shape[-2:]), VGGTOutput()
+        heads = self.built() if heads is None else heads
+        if missing := [head for head in heads if head not in self.built()]:
+            raise ValueError(f"heads: found {missing}, expected some of {self.built()}, which this model was built with")
+        tokens, size, out = self.aggregate(images, heads), tuple(images.shape[-2:]), VGGTOutput()
         # As published, heads work at the precision of their weights even under autocast: they write metres and pixels.
         with torch.autocast(images.device.type, enabled=False):
             tokens = [level.to(self.aggregator.camera_token.dtype) for level in tokens]
-            if self.camera_head is not None:
+            if "camera" in heads:
                 out.pose_rounds = self.camera_head(tokens[-1])
                 out.pose_enc = out.pose_rounds[-1]
                 out.extrinsics, out.intrinsics = decode_pose(out.pose_enc, size)
-            if self.depth_head is not None:
+            if "depth" in heads:
                 out.depth, out.depth_conf = self.depth_head(tokens, size, frame_chunk)
-            if self.point_head is not None:
+            if "point" in heads:
                 out.world_points, out.world_points_conf = self.point_head(tokens, size, frame_chunk)
         return out
 
