@@ -183,6 +183,16 @@ def test_every_count_of_a_scene_is_asked_for_equally_often():
     assert 160 < answers["5"] < 240 and 160 < answers["2"] < 240
 
 
+def test_nothing_is_asked_about_walls_and_what_has_no_name():
+    things = [("Wall", 0, 0), ("wall", 4, 0), ("wall", 8, 0), ("floor", 2, 2), ("object", 0, 9), ("object", 3, 9), ("remove", 6, 6)]
+    named = [("bed", 2, 5), ("chair", 5, 1), ("chair", 7, 3), ("lamp", 9, 9), ("desk", 0, 6), ("pin", 3, 3, (0.01, 0.002, 0.002))]
+    bare, scene = scene_of(*things, room_area=0.04), scene_of(*things, *named, room_area=0.04)
+    assert make_questions(bare, rng(), per_task=9) == []
+    asked = make_questions(scene, rng(), per_task=9)
+    assert {"object_counting", "object_size_estimation", "object_abs_distance"} <= {q.task for q in asked}
+    assert {label for q in asked for label in q.objects} == {"bed", "chair", "lamp", "desk"}
+
+
 def test_distance_size_and_room():
     scene = scene_of(("bed", 0, 0, (2.04, 1, 0.5)), ("tv", 3, 0, (0.4, 1, 0.6)), ("cup", 0, 5), ("cup", 0, 8), room_area=20.44)
     (question,) = VSI_TASKS["object_abs_distance"].make(scene, rng(), 5)

@@ -19,6 +19,7 @@ from allocentric.geometry.floor import alpha_shape, floor_points, polygon_area
 
 FORMAT, VERSION = "allocentric-scene", 1
 STRUCTURE = ("wall", "floor", "ceiling", "remove", "split")  # in lower case: annotated in scans, but no objects in a room
+VISIBLE = 0.003  # an object counts as seen from the frame on in which it covers this fraction of the image
 
 
 @dataclass(frozen=True)

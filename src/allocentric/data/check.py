@@ -22,7 +22,7 @@ from allocentric.readers import open_scenes
 from allocentric.scenes import AnnotatedScene
 from allocentric.tasks.base import Question
 from allocentric.tasks.counting import count
-from allocentric.tasks.facts import published_distances, scene_labels
+from allocentric.tasks.facts import published_distances
 from allocentric.tasks.object_size import longest_side
 from allocentric.tasks.relative_direction import ANSWERS, direction_angle, sector
 from allocentric.tasks.relative_distance import category_distances
@@ -81,7 +81,7 @@ def check(questions: Sequence[Question], scenes: Mapping[str, AnnotatedScene]) -
 
 def _filed(label: str, scene: AnnotatedScene) -> str:
     """A category as the scene's file spells it: "shower curtain" may be filed as "showercurtain" or "shower_curtain"."""
-    found = [name for name in scene_labels(scene) if _letters(name) == _letters(label)]
+    found = [name for name in sorted({o.label for o in scene.objects}) if _letters(name) == _letters(label)]
     return label if label in found or len(found) != 1 else found[0]
 
 

@@ -27,7 +27,8 @@ from allocentric.geometry.cameras import unproject_depth
 from allocentric.geometry.visibility import box_visibility
 from allocentric.graph.complete import completed
 from allocentric.graph.floor_plan import FAR, FloorPlan, floor_plan
-from allocentric.graph.scene_graph import VISIBLE, GraphObject, SceneGraph
+from allocentric.graph.scene_graph import GraphObject, SceneGraph
+from allocentric.scenes import VISIBLE
 from allocentric.views import Views
 
 Detection = Mapping[str, Any]

@@ -15,9 +15,8 @@ from allocentric.geometry.floor import polygon_area
 from allocentric.graph.grammar import parse_map, spelled, write_map
 from allocentric.graph.solve import solve_layout
 from allocentric.graph.triplets import Node, Triplet, build_chain
-from allocentric.scenes import AnnotatedScene
+from allocentric.scenes import VISIBLE, AnnotatedScene
 
-VISIBLE = 0.003  # an object has appeared once it covers this fraction of the image
 TOUCHING = 0.05  # metres between the underside of an object and what it stands on
 NEAR = 0.5  # metres between the closest points of objects that are next to each other
 

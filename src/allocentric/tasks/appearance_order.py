@@ -6,9 +6,9 @@ from math import inf
 import numpy as np
 from jaxtyping import Float
 
-from allocentric.scenes import AnnotatedScene
+from allocentric.scenes import VISIBLE, AnnotatedScene
 from allocentric.tasks.base import Question, multiple_choice
-from allocentric.tasks.facts import HINT, VISIBLE, indices_of, scene_labels
+from allocentric.tasks.facts import HINT, indices_of, scene_labels
 from allocentric.tasks.vsibench import VSITask
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from allocentric.scenes import AnnotatedScene
 from allocentric.tasks.base import Question
-from allocentric.tasks.facts import seen
+from allocentric.tasks.facts import asked_about, seen
 from allocentric.tasks.vsibench import VSITask
 
 
@@ -16,7 +16,7 @@ class ObjectCounting(VSITask):
     name = "object_counting"
 
     def make(self, scene: AnnotatedScene, rng: np.random.Generator, limit: int = 1) -> list[Question]:
-        hidden = {o.label for o, visible in zip(scene.objects, seen(scene), strict=True) if not visible}
+        hidden = {o.label for o, visible in zip(scene.objects, seen(scene), strict=True) if not (visible and asked_about(o))}
         by_count: dict[int, list[str]] = defaultdict(list)
         for label, count in Counter(o.label for o in scene.objects).items():
             if count >= 2 and label not in hidden:

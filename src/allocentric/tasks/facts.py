@@ -17,10 +17,11 @@ from allocentric.geometry.boxes import (
     oriented_to_array,
 )
 from allocentric.geometry.sampled import sampled_distance, sampled_points
-from allocentric.scenes import AnnotatedScene, SceneObject
+from allocentric.scenes import STRUCTURE, VISIBLE, AnnotatedScene, SceneObject
 
-VISIBLE = 0.003  # an object counts as seen from the frame on in which it covers this fraction of the image,
-HINT = 0.0005  # and is possibly noticed from this fraction on: between the two, questions about its appearance are ambiguous
+HINT = 0.0005  # an object is possibly noticed from this fraction on: up to VISIBLE, questions about its appearance are ambiguous
+NOT_ASKED = {*STRUCTURE, "object"}  # labels that name no one thing
+SMALLEST = 0.10  # metres along the longest side: what is smaller is not named in a question
 UPRIGHT = 1e-6  # a box counts as upright when the steepest of its directions has a z that is this close to 1: 0.1 degrees
 
 
@@ -31,10 +32,16 @@ def seen(scene: AnnotatedScene) -> Bool[np.ndarray, " n"]:
     return (scene.visibility >= VISIBLE).any(0)
 
 
+def asked_about(o: SceneObject) -> bool:
+    """Whether a question may name an object: no wall, nothing that was labelled "object", nothing tiny."""
+    return o.label.lower() not in NOT_ASKED and max(o.box.size) >= SMALLEST
+
+
 def unique_objects(scene: AnnotatedScene) -> Int[np.ndarray, " u"]:
     """Indices of the seen objects that are the only ones of their category, so that "the <label>" names one thing."""
     counts, visible = Counter(o.label for o in scene.objects), seen(scene)
-    return np.array([i for i, o in enumerate(scene.objects) if counts[o.label] == 1 and visible[i]], dtype=np.int64)
+    only = [i for i, o in enumerate(scene.objects) if counts[o.label] == 1 and visible[i] and asked_about(o)]
+    return np.array(only, dtype=np.int64)
 
 
 def indices_of(scene: AnnotatedScene, label: str) -> list[int]:
@@ -59,8 +66,8 @@ def the_box(scene: AnnotatedScene, label: str) -> Box3D:
 
 
 def scene_labels(scene: AnnotatedScene) -> list[str]:
-    """Every category once, in alphabetical order."""
-    return sorted({o.label for o in scene.objects})
+    """Every category that a question may name once, in alphabetical order."""
+    return sorted({o.label for o in scene.objects} - {o.label for o in scene.objects if not asked_about(o)})
 
 
 def pair_distances(scene: AnnotatedScene) -> Float[np.ndarray, "n n"]:

@@ -17,7 +17,7 @@ class RoomSize(VSITask):
 
     def make(self, scene: AnnotatedScene, rng: np.random.Generator, limit: int = 1) -> list[Question]:
         area = floor_area(scene)
-        if area is None or limit < 1:
+        if area is None or float(f"{area:.1f}") == 0 or limit < 1:  # no answer is near a truth of 0
             return []
         return [Question(self.name, scene.name, TEXT, (), f"{area:.1f}")]
 
