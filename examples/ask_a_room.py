@@ -17,7 +17,7 @@ def main(folder: Path = Path("out/example"), seed: int = 30_000_000) -> None:
     model = allocentric.load()
     scene = model.watch(folder / "video.mp4", frames=16)
 
-    print(scene.ask("How many doors are in this room?"))
+    print(scene.ask("How many door(s) are in this room?"))
 
     questions = make_questions(truth, np.random.default_rng(0))
     tasks = {q: next(task for name, task in VSI_TASKS.items() if q.task.startswith(name)) for q in questions}

@@ -126,7 +126,7 @@ def test_watching_the_same_again_encodes_nothing(checkpoint, video, monkeypatch)
     first = model.watch(video, frames=4)
     assert model.watch(video, frames=4) is first and len(encoded) == 1
     assert model.watch(video, frames=3) is not first and len(encoded) == 2
-    forgetful = Model(model.network, model.processor, scene_memory=0)
+    forgetful = load(checkpoint[0], processor=checkpoint[1], device="cpu", scene_memory=0)
     forgetful.watch(video, frames=4)
     forgetful.watch(video, frames=4)
     assert len(encoded) == 4

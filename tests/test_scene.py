@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from allocentric.model import Model
-from allocentric.models.scene import Scene, SceneCache, SharedPrefixLayer, scene_key
+from allocentric.models.scene import Scene, SceneCache, SharedPrefixLayer, scene_key, weights_id
 from allocentric.views import Views
 from test_graph_lift import write_rgbd
 from test_spatial_mllm import frames, tiny_model, tiny_processor
@@ -82,6 +82,22 @@ def test_answers_end_at_the_end_token_and_confidence_is_their_probability(model,
         assert (nothing.text, nothing.confidence) == ("", 0.0)
     finally:
         model.generation_config.eos_token_id = before
+
+
+def test_a_repetition_penalty_of_the_weights_counts(model, processor, scene, tmp_path):
+    """Qwen's generation config has one (1.05), and `generate` goes by it."""
+    scene.save(tmp_path / "room.safetensors")
+    before = scene.ask(QUESTIONS, max_new_tokens=8)
+    try:
+        model.generation_config.repetition_penalty = 1.5
+        answers = scene.ask(QUESTIONS, max_new_tokens=8)
+        assert Scene.load(tmp_path / "room.safetensors", model, processor).ask(QUESTIONS, max_new_tokens=8) == answers
+        for answer, question in zip(answers, QUESTIONS, strict=True):
+            _, expected = plain(model, processor, question)
+            assert answer.text == processor.tokenizer.decode(expected, skip_special_tokens=True).strip()
+    finally:
+        model.generation_config.repetition_penalty = None
+    assert [a.text for a in answers] != [a.text for a in before]
 
 
 def test_the_encoders_run_once(model, processor, monkeypatch):
@@ -171,6 +187,19 @@ def test_a_scene_of_another_model_or_preprocessing_is_refused(tmp_path, scene, m
     save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="found no scene"):
         Scene.load(tmp_path / "other.safetensors", model, processor)
+
+
+def test_a_change_of_one_weight_anywhere_is_another_model():
+    model = tiny_model()
+    kept = weights_id(model)
+    for parameter in (model.model.language_model.layers[1].mlp.up_proj.weight, model.model.language_model.embed_tokens.weight):
+        for row, column in ((0, 1), (7, 13), (-1, -1)):
+            with torch.no_grad():
+                value = parameter[row, column].clone()
+                parameter[row, column] += 1e-4
+                assert weights_id(model) != kept
+                parameter[row, column] = value
+    assert weights_id(model) == kept
 
 
 def test_key_is_that_of_content_frame_numbers_preprocessing_and_weights(model, processor):

@@ -2,7 +2,7 @@
 
     model = allocentric.load()
     scene = model.watch("room.mp4")
-    scene.ask("How many chairs are in this room?")
+    scene.ask("How many chair(s) are in this room?")
 """
 
 from typing import TYPE_CHECKING

@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 
 THINK, END_THINK = "<think>", "</think>"
+ANSWER, END_ANSWER = "<answer>", "</answer>"
 
 
 @dataclass(frozen=True)
 class Answer:
     """A question and its answer.
 
-    text        what the model wrote, without special tokens.
+    text        what the model wrote, without special tokens and notes.
     question    what was asked.
     confidence  mean probability the model gave to the tokens it wrote, 0 to 1. A rough guide, not calibrated.
     frames      frame numbers, in the source, of what the model saw.
@@ -24,6 +25,12 @@ class Answer:
 
     def __str__(self) -> str:
         return self.text
+
+
+def without_tags(text: str) -> str:
+    """What stands in the last <answer> block; the whole text where there is none. Models with reasoning write such blocks."""
+    _, tag, answer = text.rpartition(ANSWER)
+    return answer.partition(END_ANSWER)[0].strip() if tag else text
 
 
 def split_notes(text: str) -> tuple[str, str]:

@@ -20,10 +20,11 @@ from allocentric.models.spatial_mllm import SpatialMLLMForConditionalGeneration,
 from allocentric.models.ssr import SSRConfig, SSRProcessor, load_ssr
 from allocentric.readers import Source
 from allocentric.sampling import CANDIDATES, sample
-from allocentric.views import Views
+from allocentric.views import Views, check_views
 
 HEADS_FILE = "vggt_heads.safetensors"
 NANO = Path(str(files("allocentric") / "nano"))
+SCENE_MEMORY = 2 * 2**30
 
 
 class Model:
@@ -41,7 +42,7 @@ class Model:
         processor: SpatialMLLMProcessor,
         name: str = "",
         geometry: nn.Module | None = None,
-        scene_memory: int = 2 * 2**30,
+        scene_memory: int = SCENE_MEMORY,
     ):
         self.network, self.processor, self.name, self.geometry = network.eval(), processor, name, geometry
         self._scenes = SceneCache(scene_memory)
@@ -61,7 +62,9 @@ class Model:
         sampling     "uniform", or "space_aware": those that together show the most of the place.
         candidates   how many evenly spread frames "space_aware" chooses from.
         """
-        if not isinstance(source, Views):
+        if isinstance(source, Views):
+            check_views(source)
+        else:
             _, source = sample(source, frames, sampling, candidates=candidates, model=self.geometry, width=self.geometry_width)
         return self._scenes.watch(self.network, self.processor, source)
 
@@ -78,24 +81,28 @@ def load(
     device: str | torch.device | None = None,
     dtype: torch.dtype | str = "auto",
     latents: str | Path | None = None,
+    scene_memory: int = SCENE_MEMORY,
     **switches,
 ) -> Model:
     """Load a model: nano, which comes with the package, or weights from a folder or a Hugging Face hub id.
 
-    path        None for nano; else a released Spatial-MLLM (v1.0, v1.1) or Spa3-VLM, or a Spatial-MLLM, Spa3-VLM or SSR saved by
-                this library. "owner/name/folder" is a folder of a hub repository.
+    path        None or "nano" for nano; else a released Spatial-MLLM (v1.0, v1.1) or Spa3-VLM, or a Spatial-MLLM, Spa3-VLM or
+                SSR saved by this library. "owner/name/folder" is a folder of a hub repository.
     processor   where tokenizer and image processor lie if not with the weights (released v1.1 folders lack some of them;
                 Qwen/Qwen2.5-VL-3B-Instruct has them all).
     geometry    VGGT weights with heads, for space-aware sampling of plain video (facebook/VGGT-1B). nano brings its own.
     device      default: the first GPU if there is one.
     dtype       default: as stored; nano in float32.
     latents     folder in which a Spa3-VLM keeps the latents of scenes.
+    scene_memory   bytes of watched scenes that are kept.
     switches    of the processor: `pixel_clamp`, `newline_after_vision` (`SpatialMLLMProcessor`). Weights that come with Qwen's own
                 processor, as released, are shown what the published evaluations showed: pixel_clamp="qwen".
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if unknown := switches.keys() - {"pixel_clamp", "newline_after_vision"}:
         raise ValueError(f"switches: found {sorted(unknown)}, expected pixel_clamp or newline_after_vision")
+    if path == "nano" and not Path(path).exists():
+        path = None
     name = "nano" if path is None else str(path)
     if path is None:
         path, dtype = NANO, torch.float32 if dtype == "auto" else dtype
@@ -112,7 +119,8 @@ def load(
         vggt = load_vggt(geometry).to(device)
     elif heads.is_file():
         vggt = _with_heads(network, heads)
-    return Model(network, read_processor(folder if processor is None else located(processor), **switches), name, vggt)
+    reader = read_processor(folder if processor is None else located(processor), **switches)
+    return Model(network, reader, name, vggt, scene_memory)
 
 
 def _load_network(

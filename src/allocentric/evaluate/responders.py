@@ -124,7 +124,8 @@ def blind_scene(network: PreTrainedModel, processor: SpatialMLLMProcessor) -> Sc
     ids = processor.tokenizer(processor.prefix(), return_tensors="pt", add_special_tokens=False)["input_ids"].to(network.device)
     with torch.inference_mode():
         cache = network.model(input_ids=ids, use_cache=True).past_key_values
-    return Scene(network, processor, [(layer.keys, layer.values) for layer in cache.layers], ids.shape[1], (), "blind")
+    prefix = [(layer.keys, layer.values) for layer in cache.layers]
+    return Scene(network, processor, prefix, ids.shape[1], (), "blind", tuple(ids[0].tolist()))
 
 
 def as_video(images: Sequence[Views]) -> Views:

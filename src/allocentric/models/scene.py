@@ -7,11 +7,12 @@ the keys and values of every language-model layer) is the same for all questions
 import hashlib
 import json
 from collections import OrderedDict
+from math import gcd
 from pathlib import Path
 from typing import overload
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -49,6 +50,7 @@ class Scene:
     prefix         keys and values of the shared prompt, one pair (1, heads, tokens, head size) per layer.
     next_position  rotary position of the first token of a question (m-RoPE: a video takes fewer positions than tokens).
     frames         frame numbers in the source.
+    tokens         ids that occur in the shared prompt, for a repetition penalty.
     """
 
     def __init__(
@@ -59,10 +61,11 @@ class Scene:
         next_position: int,
         frames: tuple[int, ...],
         key: str,
+        tokens: tuple[int, ...] = (),
     ):
         self.model, self.processor = model, processor
         self.prefix, self.next_position = prefix, next_position
-        self.frames, self.key = frames, key
+        self.frames, self.key, self.tokens = frames, key, tokens
 
     @classmethod
     @torch.inference_mode()
@@ -82,7 +85,8 @@ class Scene:
         )
         cache = backbone(**inputs, position_ids=positions, use_cache=True).past_key_values
         prefix = [(layer.keys, layer.values) for layer in cache.layers]
-        return cls(model, processor, prefix, int(positions.max()) + 1, _frame_numbers(views), key)
+        tokens = tuple(inputs["input_ids"].unique().tolist())
+        return cls(model, processor, prefix, int(positions.max()) + 1, _frame_numbers(views), key, tokens)
 
     @overload
     def ask(self, questions: str, max_new_tokens: int = 128, batch_size: int = 32) -> Answer: ...
@@ -90,7 +94,10 @@ class Scene:
     def ask(self, questions: list[str], max_new_tokens: int = 128, batch_size: int = 32) -> list[Answer]: ...
     @torch.inference_mode()
     def ask(self, questions, max_new_tokens=128, batch_size=32):
-        """Answer one question, or several at the price of little more than one. Greedy, so repeatable."""
+        """Answer one question, or several at the price of little more than one. Greedy, so repeatable.
+
+        Of the model's generation config the end tokens and the repetition penalty count, as in `generate(do_sample=False)`.
+        """
         if max_new_tokens < 1 or batch_size < 1:
             found = f"max_new_tokens {max_new_tokens} and batch_size {batch_size}"
             raise ValueError(f"ask: found {found}, expected at least 1 of each")
@@ -138,10 +145,16 @@ class Scene:
         ends = self.model.generation_config.eos_token_id
         ends = torch.tensor([ends] if isinstance(ends, int) else ends or [], device=self.model.device, dtype=torch.long)
         logits, cache, mask, positions = self._start(questions)
+        penalty = self.model.generation_config.repetition_penalty or 1.0
+        said = self._said(questions, logits) if penalty != 1 else None
         open_rows = torch.ones(len(questions), dtype=torch.bool, device=mask.device)
         steps = []
         for step in range(max_new_tokens):
+            if said is not None:  # of what was said, in prompt or answer, positive logits are divided, negative ones multiplied
+                logits = torch.where(said, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
             probability, chosen = logits.softmax(-1).max(-1)
+            if said is not None:
+                said.scatter_(1, chosen[:, None], True)
             open_rows = open_rows & ~torch.isin(chosen, ends)
             steps.append((chosen, probability, open_rows))
             if step + 1 == max_new_tokens or not open_rows.any():  # the one look at the device's results per step
@@ -158,6 +171,14 @@ class Scene:
             for (notes, answer), question, p in zip(map(split_notes, texts), questions, probabilities, strict=True)
         ]
 
+    def _said(self, questions: list[str], logits: Float[Tensor, "rows vocabulary"]) -> Bool[Tensor, "rows vocabulary"]:
+        """Which tokens the prompt of each question holds."""
+        said = torch.zeros_like(logits, dtype=torch.bool)
+        said[:, list(self.tokens)] = True
+        for row, question in zip(said, questions, strict=True):
+            row[self.processor.tokenizer(self.processor.suffix(question), add_special_tokens=False)["input_ids"]] = True
+        return said
+
     @property
     def nbytes(self) -> int:
         """Memory of the shared prefix in bytes."""
@@ -169,6 +190,7 @@ class Scene:
         for i, (keys, values) in enumerate(self.prefix):
             tensors |= {f"k.{i}": keys.contiguous(), f"v.{i}": values.contiguous()}
         about = {"key": self.key, "next_position": self.next_position, "frames": list(self.frames)}
+        about["tokens"] = list(self.tokens)
         partial = Path(path).with_name(Path(path).name + ".part")
         save_file(tensors, partial, metadata={"scene": json.dumps(about)})
         partial.replace(path)  # a scene file is whole or absent
@@ -186,7 +208,7 @@ class Scene:
                 raise ValueError(f"{path}: found a scene of model and preprocessing {found}, expected {expected}")
             layers = len(file.keys()) // 2
             prefix = [(file.get_tensor(f"k.{i}"), file.get_tensor(f"v.{i}")) for i in range(layers)]
-        return cls(model, processor, prefix, about["next_position"], tuple(about["frames"]), about["key"])
+        return cls(model, processor, prefix, about["next_position"], tuple(about["frames"]), about["key"], tuple(about["tokens"]))
 
 
 class SceneCache:
@@ -236,13 +258,17 @@ def _maker(model: PreTrainedModel, processor: SpatialMLLMProcessor) -> str:
 
 
 def weights_id(model: nn.Module, samples: int = 256) -> str:
-    """Hash of every parameter's name, shape and about `samples` evenly spaced values.
+    """Hash of every parameter: name, shape, the sum of all its bits, and about `samples` of its values, spread evenly.
 
-    Any training step changes it; reading all of a large model on every call would be slow.
+    A change of any value changes it; only values that change places between two looks do not.
     """
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         values = parameter.detach().flatten()
-        values = values[:: max(1, len(values) // samples)].float().cpu().numpy()
-        digest.update(repr((name, tuple(parameter.shape))).encode() + values.tobytes())
+        bits = values.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[values.element_size()])
+        stride = max(1, len(values) // samples)
+        while gcd(stride, len(values)) > 1:  # so as not to look at the same column of every row
+            stride -= 1
+        looked = values[::stride].float().cpu().numpy()
+        digest.update(repr((name, tuple(parameter.shape), int(bits.sum(dtype=torch.int64)))).encode() + looked.tobytes())
     return digest.hexdigest()

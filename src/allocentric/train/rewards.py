@@ -12,7 +12,7 @@ from functools import partial
 
 import numpy as np
 
-from allocentric.answer import END_THINK, THINK, split_notes
+from allocentric.answer import ANSWER, END_ANSWER, END_THINK, THINK, split_notes
 from allocentric.graph.grammar import OPEN, parse_map
 from allocentric.graph.metrics import map_quality
 from allocentric.graph.scene_graph import SceneGraph
@@ -24,7 +24,6 @@ from allocentric.tasks.ngrams import longest_common_subsequence
 from allocentric.tasks.vsibench import IN_TAGS, NUMERIC, mean_relative_accuracy, read_number, vsi_prompt
 
 FORMS = ("answer_tags", "notes")
-ANSWER, END_ANSWER = "<answer>", "</answer>"
 MRA_FORMS = ("released", "printed")
 
 # The length bonus of the Video-R1 family; whether Spatial-MLLM used the same numbers is not known.
