@@ -1,5 +1,6 @@
 """The benchmarks' parity, counters and bookkeeping at the smallest size. Never how long anything takes."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,6 +10,7 @@ import counts
 import encoder_memory
 import grounding
 import questions
+import rooms
 import sampler
 import startup
 from allocentric.encoders.vggt import VGGT, VGGTConfig
@@ -140,3 +142,12 @@ def test_preparing_a_scene_for_grounding_equals_the_published_pattern_at_a_fract
     monkeypatch.setattr(grounding, "our_points", lambda *given: right(*given) + 1e-4)
     with pytest.raises(AssertionError, match="points differ"):
         grounding.check(8, 50, 8)
+
+
+def test_the_bare_pass_over_a_room_sees_what_its_pictures_show(monkeypatch):
+    monkeypatch.setattr(rooms, "FRAMES", 3)
+    _, _, expected = rooms.generate(0, 3, rooms.HEIGHT, rooms.WIDTH)
+    ids, _, _ = rooms.bare_pass(0)
+    rooms.check(ids, expected)
+    with pytest.raises(AssertionError, match="show other objects"):
+        rooms.check(np.roll(ids, 3, axis=2), expected)

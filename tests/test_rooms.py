@@ -9,7 +9,7 @@ from PIL import Image
 
 from allocentric.rooms import LABELS, generate, load_scene, make_room, render, walk, write_video
 from allocentric.rooms.furniture import CATALOG, FIXTURES
-from allocentric.rooms.generate import MIN_VISIBLE, pinhole, staged
+from allocentric.rooms.generate import MIN_VISIBLE, pinhole, shutter_poses, staged
 from allocentric.rooms.layout import blocks, footprints_touch
 from allocentric.train.shards import RoomsSpec, write_rooms
 
@@ -188,6 +188,22 @@ def test_scene_folder_round_trip(tmp_path):
     _, depth, _ = render(room, pose[None], 96, 128, k, samples=1)
     assert np.abs(millimetres / 1000 - depth[0]).max() < 0.002
     assert not list(tmp_path.glob(".partial*"))
+
+
+def test_a_video_is_blurred_by_motion(tmp_path, monkeypatch):
+    def film(folder):
+        write_video(7, tmp_path / folder, seconds=1.0, fps=4, height=48, width=64, samples=2, posed_rgbd=True, workers=1)
+        shots = [tmp_path / folder / "rgbd" / f"frame-{i:06d}" for i in range(4)]
+        return [np.asarray(Image.open(f"{shot}.{kind}")).astype(float) for kind in ("color.jpg", "depth.png") for shot in shots]
+
+    moving, open_for = film("moving"), []
+    shut = lambda path, times, samples, exposure: open_for.append(exposure) or shutter_poses(path, times, samples, 0.0)  # noqa: E731
+    monkeypatch.setattr("allocentric.rooms.scene_io.shutter_poses", shut)
+    still = film("still")
+    assert open_for == [pytest.approx(0.015 * staged(7)[1].duration)]
+    for frame in range(4):
+        assert np.abs(moving[frame] - still[frame]).mean() > 0.5  # colours are taken on the way,
+        assert np.array_equal(moving[4 + frame], still[4 + frame])  # depth where the frame stands
 
 
 def test_bad_scene_files_are_named(tmp_path):

@@ -33,7 +33,7 @@ def run_demo(out: Path, seed: int, console: Console) -> None:
     start = time.perf_counter()
     folder = out / "room"
     with console.status("building and filming a room nobody trained on"):
-        write_video(seed, folder, height=256, width=320)
+        write_video(seed, folder, height=256, width=320, samples=2)
     scene, video = load_scene(folder), folder / "video.mp4"
     with console.status("loading nano"):
         model = load()
@@ -52,5 +52,7 @@ def run_demo(out: Path, seed: int, console: Console) -> None:
         text = "\n".join((question.text, *question.options))
         table.add_row(question.task.removeprefix("object_"), escape(text), escape(answer.text), question.answer, f"{score:.1f}")
     Console().print(table)
+    if missing := VSI_TASKS.keys() - {base_task(q.task) for q in questions}:
+        print(f"this room has nothing to ask of type {', '.join(sorted(missing))}")
     print(f"video: {video}   chosen frames: {out / 'frames.png'}   map: {out / 'map.png'}")
     print(f"{len(scene.objects)} objects, {scene.room_area:.1f} square metres; {time.perf_counter() - start:.0f} s in all")
