@@ -78,6 +78,7 @@ def test_every_recipe_of_the_repository_can_be_read(recipes):
         ("reckoning.tasks", {"map_line": 1}, r"a\.yaml: reckoning: tasks: found unknown \['map_line'\]"),  # SSR's
         ("semantics.optimisation.batch_size", 0, r"a\.yaml: semantics: optimisation: batch_size: found 0, expected at least 1"),
         ("semantics.optimisation.steps", 0, r"optimisation: steps: found 0, expected at least 1"),
+        ("semantics.optimisation.schedule", "cosin", r"optimisation: schedule: found 'cosin', expected one of linear, cosine,"),
         ("semantics.optimisation.workers", -1, r"optimisation: workers: found -1, expected at least 0"),
         ("semantics.optimisation", {"batch_size": 1, "learning_rate": 1, "epochs": 0}, r"epochs: found 0\.0, expected more than 0"),
         ("model.colour", "red", r"a\.yaml: model: found unknown \['colour'\], expected keys among \['connector_config'"),
@@ -267,6 +268,12 @@ def test_every_stage_runs_once(recipes, tmp_path):
     before = state(tmp_path)
     run.run(recipe, tmp_path, show_nothing, [stage for stage in run.STAGES if stage not in ("card", "package")], workers=1)
     assert state(tmp_path) == before
+
+
+def test_reading_waits_for_no_encoder(recipes, tmp_path):
+    """`make nano` trains it beside them."""
+    run.run(small(recipes), tmp_path, show_nothing, ["rooms", "tokenizer", "reckoning", "reading"], workers=1)
+    assert load_file(tmp_path / "reading" / "language_model.safetensors") and not (tmp_path / "semantics").exists()
 
 
 def test_a_killed_stage_goes_on_from_its_checkpoint(recipes, tmp_path, monkeypatch):

@@ -30,10 +30,13 @@ from allocentric.tasks import TRAINING_TASKS
 from allocentric.train.guidance import PointMaps, VGGTFeatures
 from allocentric.train.shards import RoomsSpec
 
+# the Trainer's that need no settings of their own
+SCHEDULES = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt")
+
 
 @dataclass(frozen=True)
 class Optimisation:
-    """How a stage is optimised: AdamW, linear warm-up, then `schedule`.
+    """How a stage is optimised: AdamW, linear warm-up, then `schedule` (SCHEDULES).
 
     steps, epochs   how long: one of the two.
     batch_size      examples per process and forward pass; `accumulate` of these make a step.
@@ -71,6 +74,8 @@ class Optimisation:
                 raise ValueError(f"{name}: found {getattr(self, name)}, expected at least {value}")
         if self.epochs is not None and not self.epochs > 0:
             raise ValueError(f"epochs: found {self.epochs}, expected more than 0")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule: found {self.schedule!r}, expected one of {', '.join(SCHEDULES)}")
 
     def arguments(self, out: Path) -> TrainingArguments:
         """The Trainer's arguments for a run whose checkpoints go to `out`."""

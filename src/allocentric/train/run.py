@@ -72,8 +72,11 @@ def smoke(recipe: Recipe) -> Recipe:
     )
 
 
-def run(recipe: Recipe, out: Path, progress: Progress, stages: Iterable[str] = STAGES, workers: int = 2) -> None:
-    """Run `stages` (default: all) in order, each from where it stopped. `progress` shows work that counts its own steps."""
+def run(recipe: Recipe, out: Path, progress: Progress, stages: Iterable[str] = STAGES, workers: int = 2) -> Path | None:
+    """Run `stages` (default: all) in order, each from where it stopped. `progress` shows work that counts its own steps.
+
+    Returns the card, where its stage is among them.
+    """
     out, stages = Path(out), list(stages)
     if unknown := [stage for stage in stages if stage not in STAGES]:
         raise ValueError(f"stages: found {unknown}, expected some of {list(STAGES)}")
@@ -106,6 +109,7 @@ def run(recipe: Recipe, out: Path, progress: Progress, stages: Iterable[str] = S
             export(out, out / "package")
         elif stage == "card":
             make_card(recipe, out, progress, CardPlan(rooms=4, per_task=1) if recipe.rooms.count < SHARD_SIZE * 2 else CardPlan())
+    return out / "card.md" if "card" in stages else None
 
 
 def training_rooms(recipe: Recipe, out: Path) -> RoomShards:
@@ -235,7 +239,10 @@ def train_reading(recipe: Recipe, out: Path) -> None:
     folder, stage = out / "reading", recipe.reading
     if (folder / "language_model.safetensors").exists():
         return
-    model, processor = assemble(recipe, out, after="reckoning", **NO_SPACE), load_processor(out)
+    # what tells a room takes the place of what is seen: no encoder is needed, and none need be trained yet
+    set_seed(recipe.sft.optimisation.seed)
+    model, processor = SpatialMLLMForConditionalGeneration(model_config(recipe, out, **NO_SPACE)), load_processor(out)
+    model.model.language_model.load_state_dict(load_file(out / "reckoning" / "language_model.safetensors"))
     dataset = told_rooms(recipe, out)
     train_on_questions(model, processor, stage, dataset, folder, stage.learning_rates, ReadingTrainer)
     save_file(model.model.language_model.state_dict(), folder / "language_model.safetensors")
