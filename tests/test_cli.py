@@ -81,6 +81,12 @@ def test_help_says_what_a_command_does(allo, command):
         assert all(name in out for name in cli.COMMANDS)
 
 
+def test_stages_build_on_one_another_in_one_process(allo, monkeypatch, request):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    _, err, code = allo("train", request.config.rootpath / "recipes" / "nano.yaml", "--out", "made")
+    assert code == 2 and "found 2 processes, expected one" in err
+
+
 @pytest.mark.parametrize("command", ["ask", "sample", "info", "train", "eval"])
 def test_help_shows_an_example(allo, command):
     if command == "train":
@@ -112,6 +118,7 @@ def broken(folder):
         (("ask", "{video}", " "), "question 0: found ' ', expected some text"),
         (("ask", "{video}", "how many?", "--frames", "0"), "expected"),
         (("ask", "{video}", "how many?", "--model", "nowhere"), "nowhere: found no such file or folder"),
+        (("ask", "{video}", "how many?", "--geometry", "x"), "--geometry: found frames spread evenly, which needs none, expected"),
         (("ask", "empty", "how many?"), "empty: nothing to read"),
         (("sample", "nowhere.mp4"), "nowhere.mp4: found no such file or folder"),
         (("sample", "broken.mp4"), "broken.mp4: not a video"),
@@ -167,12 +174,21 @@ def test_ask_prints_question_and_answer(allo, video):
     expected = allocentric.load().watch(video, 4).ask(["how many chairs?", "left or right?"])
     assert out == "".join(f"{a.question}\n  {a.text}  (confidence {a.confidence:.2f})\n" for a in expected)
     assert "nano was trained on procedural rooms alone" in " ".join(err.split())
+    assert allo("ask", video, "how many chairs?", "left or right?", "--frames", 4, "--model", "nano")[0] == out
+
+
+def test_ask_cuts_where_it_is_told_and_prints_what_is_in_the_answer_block(allo, video, monkeypatch):
+    monkeypatch.setattr(
+        "allocentric.models.scene.Scene.ask", lambda scene, questions, longest: [Answer(f"<answer>{longest}</answer>", "?", 0.5)]
+    )
+    assert allo("ask", video, "?", "--max-new-tokens", 7)[0] == "?\n  7  (confidence 0.50)\n"
+    assert json.loads(allo("ask", video, "?", "--json")[0])["answers"][0]["text"] == "<answer>128</answer>"
 
 
 def test_a_video_is_asked_via_what_the_model_noted(allo, video, nano, monkeypatch):
     wording = "If I am standing by the sofa and facing the bed, is the lamp to my left or my right?"
     said = Answer("right", wording, 0.5, (0, 3, 6, 9), "sofa 0.0 0.0, bed 0.0 2.0, lamp -1.5 1.0; 0.0 2.0")
-    monkeypatch.setattr("allocentric.models.scene.Scene.ask", lambda scene, questions: [said])
+    monkeypatch.setattr("allocentric.models.scene.Scene.ask", lambda scene, questions, longest: [said])
     out, err, code = allo("ask", video, wording, "--frames", 4, "--via", "graph")
     assert code == 0, err
     assert f"{wording}\n  left  (graph: noted by nano)" in out and "compute  turn 56 degrees to the left" in out
@@ -183,7 +199,7 @@ def test_a_video_is_asked_via_what_the_model_noted(allo, video, nano, monkeypatc
     assert (found["model"], found["answers"][0]["text"], by_graph["text"]) == ("nano", "right", "left")
     assert by_graph["disagrees"] is True
     assert [[label for label, _, _ in t["objects"]] for t in by_graph["triplets"]] == [["sofa", "bed", "lamp"]]
-    monkeypatch.setattr("allocentric.models.scene.Scene.ask", lambda scene, questions: [replace(said, notes="")])
+    monkeypatch.setattr("allocentric.models.scene.Scene.ask", lambda scene, questions, longest: [replace(said, notes="")])
     assert "the graph has no sofa, bed or lamp" in allo("ask", video, wording, "--frames", 4, "--via", "graph")[0]
 
 
@@ -229,6 +245,14 @@ def test_sample_with_a_vggt_of_ones_own_as_the_published_code_runs_it(allo, vide
         selection, views = allocentric.sample(video, 3, mode="reference", model=vggt, source=points, autocast=autocast)
         found = json.loads(out)
         assert (found["frames"], found["voxel_size"]) == (views.indices.tolist(), pytest.approx(selection.voxel_size))
+
+
+def test_rooms_as_json(allo, tmp_path):
+    out, err, code = allo("rooms", "made", "--count", 2, "--seconds", 0.4, "--width", 32, "--height", 24, "--json")
+    assert code == 0, err
+    folders = json.loads(out)["rooms"]
+    assert folders == ["made/room-0", "made/room-1"]
+    assert all((tmp_path / folder / "video.mp4").is_file() for folder in folders)
 
 
 def test_info_on_a_video(allo, video):

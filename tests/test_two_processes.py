@@ -101,7 +101,6 @@ def test_every_stage_runs_in_two_processes(recipe, request, tmp_path):
     assert (tmp_path / "model" / "config.json").is_file() and load_file(tmp_path / "model" / "model.safetensors")
 
 
-@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
     (tmp_path / "train.py").write_text(SCRIPT)
     for processes in (2, 1):  # at the same global batch

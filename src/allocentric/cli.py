@@ -46,6 +46,7 @@ def ask(
     threshold: Threshold = None,
     scene: OneOfMany = None,
     latents: Annotated[Path | None, arg(help="folder in which a Spa3-VLM keeps the latents of places")] = None,
+    max_new_tokens: Annotated[int | None, arg(help="longest answer, reasoning included; default: 128")] = None,
     json: JSON = False,
 ) -> None:
     """Ask about a place.
@@ -60,8 +61,10 @@ def ask(
     nano knows VSI-Bench's types of question in VSI-Bench's words (docs/nano.md). --via graph also takes a saved graph, a written
     map or an annotation file; of a video or images alone the graph is what the model notes before it answers.
     """
+    from allocentric.answer import without_tags
+
     if not questions:
-        raise ValueError('questions: found none, expected at least one: allo ask room.mp4 "How many chairs are in this room?"')
+        raise ValueError('questions: found none, expected at least one: allo ask room.mp4 "How many chair(s) are in this room?"')
     _must_exist(source)
     maps, noted = [], False  # a map for each question; without depth or annotations they are what the model notes
     of_map = {"labels": labels or None, "threshold": threshold, "scene": scene}
@@ -76,16 +79,20 @@ def ask(
             _takes_none(f"{source}, of which a model's notes are the map", "depth and poses, or annotations", **of_map)
         elif via == "graph":
             asked = {"model": model, "processor": processor, "geometry": geometry, "sampling": sampling, "latents": latents}
+            asked |= {"max_new_tokens": max_new_tokens}
             _takes_none(f"--via graph of {source}, which asks no model", "--via model or both", **asked)
         of_capture = None if via == "both" and kind == "read" else frames  # the others are the model's
         maps = [] if noted else [_map(source, detector, labels, threshold, of_capture, scene)] * len(questions)
     if via == "graph" and not noted:
         _print_graph_answers(source, maps, questions, json)
         return
+    if sampling != "space_aware":
+        _takes_none("frames spread evenly, which needs none", "--sampling space_aware", geometry=geometry)
     with console.status("loading the model"):
         loaded = _load(model, processor, geometry, latents)
     with console.status(f"looking at {source}"):
-        answers = loaded.watch(source, 16 if frames is None else frames, sampling or "uniform").ask(list(questions))
+        watched = loaded.watch(source, 16 if frames is None else frames, sampling or "uniform")
+        answers = watched.ask(list(questions), 128 if max_new_tokens is None else max_new_tokens)
     if noted:
         from allocentric.graph.source import Mapped, graph_of_notes
 
@@ -97,7 +104,7 @@ def ask(
         _print_json({"source": str(source), "model": loaded.name, "answers": [asdict(answer) for answer in answers]})
         return
     for answer in answers:
-        print(f"{answer.question}\n  {answer.text}  (confidence {answer.confidence:.2f})")
+        print(f"{answer.question}\n  {without_tags(answer.text)}  (confidence {answer.confidence:.2f})")
     if loaded.name == "nano":
         console.print("nano was trained on procedural rooms alone: of real places its answers are guesses.", style="dim")
 
@@ -277,10 +284,11 @@ def rooms(
     count: Annotated[int, arg(help="how many rooms")] = 1,
     seed: Annotated[int, arg(help="seed of the first room; the others follow")] = 0,
     style: Annotated[Literal["parts", "models"], arg(help="furniture from parts, or models of sweethome3d-furniture")] = "parts",
-    seconds: float = 20.0,
-    width: int = 640,
-    height: int = 480,
+    seconds: Annotated[float, arg(help="how long the walk takes")] = 20.0,
+    width: Annotated[int, arg(help="pixels")] = 640,
+    height: Annotated[int, arg(help="pixels")] = 480,
     rgbd: Annotated[bool, arg(help="also the frames with depth, poses and intrinsics, as a 7-Scenes capture")] = False,
+    json: JSON = False,
 ) -> None:
     """Make furnished rooms: a video, and everything that is true of it (objects, boxes, floor, cameras).
 
@@ -291,14 +299,19 @@ def rooms(
     if count < 1:
         raise ValueError(f"count: found {count}, expected at least 1 room")
 
+    folders = [out / f"room-{seed + i}" for i in range(count)]
+
     def made():
         yield 0, count
-        for i in range(count):
-            folder = out / f"room-{seed + i}"
-            write_video(seed + i, folder, seconds=seconds, width=width, height=height, style=style, posed_rgbd=rgbd)
+        for i, folder in enumerate(folders):
+            size = {"seconds": seconds, "width": width, "height": height}
+            write_video(seed + i, folder, **size, style=style, samples=2, posed_rgbd=rgbd)
             yield i + 1, count
 
     show_progress("rooms", made())
+    if json:
+        _print_json({"rooms": [str(folder) for folder in folders]})
+        return
     print(f"{count} room{'s' * (count > 1)} in {out}")
 
 
@@ -308,44 +321,54 @@ def train(
     smoke: Annotated[bool, arg(help="the same code on a handful of rooms, in about a minute")] = False,
     stages: Annotated[tuple[str, ...], arg(help="only these stages")] = (),
     workers: Annotated[int, arg(help="processes that render rooms")] = 2,
+    json: JSON = False,
 ) -> None:
     """Train a model by a recipe, stage by stage; interrupted runs continue where they stopped.
 
     allo train recipes/nano.yaml --out out/nano
     """
+    from allocentric.evaluate.run import process
     from allocentric.train import finetune, reinforce, run
     from allocentric.train.recipe import FineTune, GroundingTraining, Pretrain, Reinforce, Spa3VLMTraining, SSRTraining, read_recipe
 
     plan = read_recipe(recipe)
-    if stages and isinstance(plan, (Pretrain, Reinforce, FineTune)):
+    one_stage = isinstance(plan, (Pretrain, Reinforce, FineTune))
+    if stages and one_stage:
         raise ValueError(f"--stages: found {list(stages)}, expected none: {recipe} has one stage")
+    if not one_stage and process()[1] > 1:
+        raise ValueError(f"{recipe}: found {process()[1]} processes, expected one: only recipes of one stage train in several")
+    reports: Iterable[Path | None] = ()
     if isinstance(plan, GroundingTraining):
         from allocentric.train.grounding_card import train_and_report
 
-        for report in train_and_report(plan, out, smoke, show_progress, stages, workers):
-            print(report.read_text())
+        reports = train_and_report(plan, out, smoke, show_progress, stages, workers)
     elif isinstance(plan, Pretrain):
         from allocentric.evaluate.spa3r import pretrain_and_report
 
-        if (report := pretrain_and_report(plan, out, smoke, show_progress, workers)) is not None:
-            print(report.read_text())
+        reports = [pretrain_and_report(plan, out, smoke, show_progress, workers)]
     elif isinstance(plan, Spa3VLMTraining):
         from allocentric.train.spa3_vlm import train_spa3_vlm
 
-        print(train_spa3_vlm(plan, out, show_progress, stages, smoke, workers).read_text())
+        reports = [train_spa3_vlm(plan, out, show_progress, stages, smoke, workers)]
     elif isinstance(plan, SSRTraining):
         from allocentric.evaluate.ssr import train_and_report
 
-        if (report := train_and_report(plan, out, smoke, show_progress, stages, workers)) is not None:
-            print(report.read_text())
+        reports = [train_and_report(plan, out, smoke, show_progress, stages, workers)]
     elif isinstance(plan, Reinforce):
         reinforce.reinforce(reinforce.smoke(plan) if smoke else plan, out)
-        print(f"trained: {out / 'model'}")
     elif isinstance(plan, FineTune):
         finetune.finetune(finetune.smoke(plan) if smoke else plan, out)
-        print(f"trained: {out / 'model'}")
     else:
-        run.run(run.smoke(plan) if smoke else plan, out, show_progress, stages or run.STAGES, workers)
+        reports = [run.run(run.smoke(plan) if smoke else plan, out, show_progress, stages or run.STAGES, workers)]
+    written = [report for report in reports if report is not None]
+    trained = next((folder for name in ("package", "model") if (folder := out / name).is_dir()), None)
+    if json:
+        _print_json({"reports": [str(report) for report in written], "model": trained and str(trained)})
+        return
+    for report in written:
+        print(report.read_text())
+    if trained is not None:
+        print(f"trained: {trained}")
 
 
 def evaluate(
@@ -400,7 +423,7 @@ def evaluate(
     from allocentric.evaluate import command
     from allocentric.evaluate.benchmark import Plan
 
-    if model is None or Path(model).is_dir():
+    if model in (None, "nano") or Path(model).is_dir():
         _no_bars()
     plan = Plan(
         task, data, model, processor, geometry, baseline, videos, profile, subset, images, scenes, proposals, labels, scans,
@@ -471,7 +494,7 @@ def cold_start(
     if model is not None:
         from allocentric.models.scene import weights_id
 
-        loaded = _load(None if model == "nano" else model)
+        loaded = _load(model)
         teacher = collecting.model_teacher(loaded, root, **settings)
         settings |= {"model": model, "weights": weights_id(loaded.network)[:16]}
     elif endpoint is not None:
@@ -613,7 +636,7 @@ def _load(model: str | None, processor: str | None = None, geometry: str | None 
     """`allocentric.load`, without transformers' progress bars where there is nothing to download."""
     import allocentric
 
-    if model is None or Path(model).is_dir():
+    if model in (None, "nano") or Path(model).is_dir():
         _no_bars()
     return allocentric.load(model, processor, geometry, latents=latents)
 
@@ -636,7 +659,7 @@ def _takes_none(found: str, expected: str, **options: object) -> None:
     """Refuse options that were given though nothing looks at them on the path taken."""
     for name, value in options.items():
         if value is not None:
-            raise ValueError(f"--{name}: found {found}, expected {expected}")
+            raise ValueError(f"--{name.replace('_', '-')}: found {found}, expected {expected}")
 
 
 def _no_bars() -> None:

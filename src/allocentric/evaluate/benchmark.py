@@ -91,6 +91,8 @@ class Plan:
                 raise ValueError(f"--{name.replace('_', '-')}: found {value}, expected at least 1")
         if self.baseline in GUESSES:
             refuse(self, WEIGHTS, f"found --baseline {self.baseline}, which asks none, expected --baseline blind or no baseline")
+        if self.sampling != "space_aware":
+            refuse(self, ("geometry",), "found frames spread evenly, which needs none, expected --sampling space_aware")
 
 
 def refuse(plan: Plan, names: Iterable[str], why: str) -> None:
@@ -273,7 +275,7 @@ def look(plan: Plan, model: Model, seeing: Callable[..., Responder]) -> tuple[Re
         return Blind(model.network, model.processor, longest), {**about, "sees": "nothing (blind)"}
     shown: dict[str, object] = {"frames": plan.frames, "sampling": plan.sampling}
     about |= shown | ({"candidates": plan.candidates} if plan.sampling == "space_aware" else {})
-    if plan.geometry is not None and plan.sampling == "space_aware":
+    if plan.geometry is not None:
         about["geometry"] = f"{plan.geometry} (weights {weights_id(model.geometry)[:16]})"
     looking = {**shown, "candidates": plan.candidates, "max_new_tokens": longest}
     return seeing(model, **looking), about

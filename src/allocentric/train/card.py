@@ -26,6 +26,7 @@ from allocentric.evaluate.rooms import (
 from allocentric.files import whole_folder, write_whole
 from allocentric.model import HEADS_FILE
 from allocentric.models.processor import SpatialMLLMProcessor
+from allocentric.models.scene import weights_id
 from allocentric.models.spatial_mllm import load_spatial_mllm
 from allocentric.train.geometry import geometry_errors
 from allocentric.train.recipe import Recipe
@@ -101,7 +102,7 @@ def make_card(
             if not (out / name / "config.json").is_file():
                 continue
             model, processor = load_spatial_mllm(out / name, dtype=torch.float32), SpatialMLLMProcessor.from_pretrained(out / name)
-            file = out / "answers" / f"{style}-{name}.jsonl"
+            file = out / "answers" / f"{style}-{name}-{weights_id(model)[:8]}.jsonl"
             progress(f"{name} ({style})", ask_rooms(model, processor, shards, asked, file, blind=name == "blind"))
             rows[name] = read_rows(file)
         rows["constant answer"] = constant_rows(training_questions(training), asked)
