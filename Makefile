@@ -1,5 +1,6 @@
 # make demo, make test: each works from a fresh clone with Python 3.11+ and a package index, and installs only once.
-PYTHON ?= python3
+# the first that is new enough
+PYTHON ?= $(firstword $(foreach name,python3 python3.11 python3.12 python3.13,$(shell $(name) -c 'import sys; print("$(name)" * (sys.version_info >= (3, 11)))' 2>/dev/null)) python3)
 BIN := .venv/bin
 
 .PHONY: demo test test-all lint bench clean nano nano-rooms nano-reckoning nano-semantics nano-geometry nano-reading
