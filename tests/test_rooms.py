@@ -1,5 +1,6 @@
 """Procedural rooms: the pictures, the geometry and the annotation agree with each other."""
 
+import inspect
 from collections import Counter
 
 import av
@@ -7,10 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from allocentric import cli
+from allocentric.demo import one_of_each
+from allocentric.evaluate.rooms import base_task
 from allocentric.rooms import LABELS, generate, load_scene, make_room, render, walk, write_video
 from allocentric.rooms.furniture import CATALOG, FIXTURES
 from allocentric.rooms.generate import MIN_VISIBLE, pinhole, shutter_poses, staged
 from allocentric.rooms.layout import blocks, footprints_touch
+from allocentric.rooms.raycast import quick_visibility
+from allocentric.tasks import VSI_TASKS, make_questions
 from allocentric.train.shards import RoomsSpec, write_rooms
 
 SEEDS = range(40, 47)
@@ -259,3 +265,13 @@ def test_models_style_furnishes_with_known_labels():
     views, scene, ids = generate(3, frames=3, height=40, width=50, style="models")
     assert len(scene.objects) >= 4 and {o.label for o in scene.objects} <= set(LABELS)
     assert np.isin(ids[ids > 0], [o.id for o in scene.objects]).mean() > 0.9 and len(views) == 3
+
+
+def test_every_type_of_question_can_be_asked_about_the_demos_room():
+    """`allo demo` asks one of each; what it films is told here by one ray a pixel, as its visibility is."""
+    seed = inspect.signature(cli.demo).parameters["seed"].default
+    room, path, fov = staged(seed)
+    poses = path.poses(np.linspace(0, path.duration, 200)[np.round(np.linspace(0, 199, 32)).astype(int)])
+    scene = room.annotate(quick_visibility(room, poses, 256, 320, fov), poses, MIN_VISIBLE)
+    questions = one_of_each(make_questions(scene, np.random.default_rng(seed), per_task=1))
+    assert {base_task(question.task) for question in questions} == VSI_TASKS.keys()

@@ -534,7 +534,7 @@ def view(
 
 def demo(
     out: Annotated[Path, arg(help="folder for the video and pictures")] = Path("demo"),
-    seed: Annotated[int, arg(help="which room; training never used one this high")] = 20_000_000,
+    seed: Annotated[int, arg(help="which room; training never used one this high")] = 20_000_002,
 ) -> None:
     """Make a room nobody trained on, film it, draw its map, and ask one question of every type."""
     from allocentric.demo import run_demo
