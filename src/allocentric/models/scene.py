@@ -214,7 +214,7 @@ class Scene:
 class SceneCache:
     """The scenes used last, within `max_bytes` of memory."""
 
-    def __init__(self, max_bytes: int = 2 * 2**30):
+    def __init__(self, max_bytes: int):
         self.max_bytes = max_bytes
         self._scenes: OrderedDict[str, Scene] = OrderedDict()
 
@@ -260,7 +260,7 @@ def _maker(model: PreTrainedModel, processor: SpatialMLLMProcessor) -> str:
 def weights_id(model: nn.Module, samples: int = 256) -> str:
     """Hash of every parameter: name, shape, the sum of all its bits, and about `samples` of its values, spread evenly.
 
-    A change of any value changes it; only values that change places between two looks do not.
+    A change of any one value changes it; values that change places between two looks may not.
     """
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):

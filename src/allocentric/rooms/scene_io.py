@@ -43,9 +43,9 @@ def write_video(
     """Write the walk through room `seed` as a scene folder: video.mp4, scene.json and, if asked, posed RGB-D frames.
 
     It is the room and walk of `generate(seed, style=style)`. `samples` squared rays per pixel; from 2 on edges are smooth and
-    what moves is blurred, at four times the cost. `posed_rgbd` adds, under
-    `rgbd/`, frame-NNNNNN.color.jpg, .depth.png (uint16 millimetres, 0 = none), .pose.txt (camera_to_world) and
-    camera-intrinsics.txt. Height and width must be even. The same arguments give the same pictures for any `workers`.
+    what moves is blurred, at four times the cost. `posed_rgbd` adds, under `rgbd/`, frame-NNNNNN.color.jpg, .depth.png (uint16
+    millimetres, 0 = none), .pose.txt (camera_to_world) and camera-intrinsics.txt. Height and width must be
+    even. The same arguments give the same pictures for any `workers`.
     """
     for name, value in (("height", height), ("width", width)):
         if value < 16 or value % 2:

@@ -240,9 +240,7 @@ def train_reading(recipe: Recipe, out: Path) -> None:
     if (folder / "language_model.safetensors").exists():
         return
     # what tells a room takes the place of what is seen: no encoder is needed, and none need be trained yet
-    set_seed(recipe.sft.optimisation.seed)
-    model, processor = SpatialMLLMForConditionalGeneration(model_config(recipe, out, **NO_SPACE)), load_processor(out)
-    model.model.language_model.load_state_dict(load_file(out / "reckoning" / "language_model.safetensors"))
+    model, processor = speaker(recipe, out, "reckoning", **NO_SPACE), load_processor(out)
     dataset = told_rooms(recipe, out)
     train_on_questions(model, processor, stage, dataset, folder, stage.learning_rates, ReadingTrainer)
     save_file(model.model.language_model.state_dict(), folder / "language_model.safetensors")
@@ -292,11 +290,17 @@ def train_on_questions(
     _train(model, stage.optimisation, folder, dataset, collator, trainer_class, learning_rates=learning_rates)
 
 
-def assemble(recipe: Recipe, out: Path, after: str = "reading", **changes) -> SpatialMLLMForConditionalGeneration:
-    """The model with its trained encoders, and its language model as it was `after` that stage. Its projections are new."""
+def speaker(recipe: Recipe, out: Path, after: str, **changes) -> SpatialMLLMForConditionalGeneration:
+    """A new model with its language model as it was `after` that stage."""
     set_seed(recipe.sft.optimisation.seed)
     model = SpatialMLLMForConditionalGeneration(model_config(recipe, out, **changes))
     model.model.language_model.load_state_dict(load_file(out / after / "language_model.safetensors"))
+    return model
+
+
+def assemble(recipe: Recipe, out: Path, after: str = "reading", **changes) -> SpatialMLLMForConditionalGeneration:
+    """The model with its trained encoders, and its language model as it was `after` that stage. Its projections are new."""
+    model = speaker(recipe, out, after, **changes)
     model.model.visual.load_state_dict(load_file(out / "semantics" / "visual.safetensors"))
     if model.model.spatial_encoder is not None:
         vggt = new_vggt(recipe)
